@@ -1,0 +1,343 @@
+"""What every MoMo method shares: parameter groups, the loss, the two passes over the parameters, the state."""
+
+import math
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from momo_hf.optim.chunks import Bucket, Piece, sort_into_buckets
+from momo_hf.optim.model import ModelState, Step, average_weight, next_step
+from momo_hf.optim.sharding import Layout, layout_of, local, sum_over_shards
+
+
+NO_LOSS = (
+    "{name}.step() needs the loss of this step, and got none. Give it in one of three ways: step(loss=loss) after "
+    "loss.backward(); step(closure) with a closure that returns the loss; or set_loss(loss) before step(). With "
+    "accelerate and transformers, `import momo_hf` does it: call accelerator.backward(loss) and prepare this optimizer."
+)
+# Options that describe the one model of all groups and cannot differ between them.
+SHARED_OPTIONS = ("beta", "betas", "lb", "use_fstar", "bias_correction", "divide")
+
+
+def check_range(name: str, value: float, low: float, high: float, interval: str) -> None:
+    """Raise a ValueError that names the argument, its value and the interval unless `low <= value < high`."""
+    if not low <= value < high:
+        raise ValueError(f"`{name}` must be in {interval}, got {value}.")
+
+
+class MomoOptimizer(Optimizer):
+    """Base class of the MoMo methods: momentum, loss, step size and state. A method adds its preconditioner.
+
+    A method names its `buffers` and says two things: how a gradient enters them (`update_buffers`) and what D^{-1}
+    does to a vector (`precondition`). Without either it is MoMo on plain momentum. The momentum itself,
+    d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, lives here, in `exp_avg`.
+
+    A step is a transaction. The first pass computes the inner products from what the momentum and the buffers are
+    going to be and writes nothing; the second pass writes all of it, or nothing where loss or gradients were not
+    finite.
+
+    Args:
+        params: parameters or parameter groups.
+        defaults: the options of a group; `lr`, `weight_decay`, `lb`, and `beta` or `betas` at least.
+    """
+
+    buffers: tuple[str, ...] = ()
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        defaults = {
+            "divide": True,
+            "use_fstar": False,
+            "bias_correction": "betas" in defaults,
+            "foreach": None,
+            **defaults,
+        }
+        self._loss: Tensor | float | None = None
+        self._clip_factor: Tensor | float | None = None
+        super().__init__(params, defaults)
+
+    # ---- What a method says ----
+
+    def check_options(self, group: dict[str, Any]) -> None:
+        """Raise a ValueError that names the option, its value and the fix, for a group whose options are wrong."""
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"`lr` must hold one number, got a tensor of shape {tuple(lr.shape)}.")
+        check_range("lr", float(lr), 0.0, math.inf, "[0, inf)")
+        check_range("weight_decay", group["weight_decay"], 0.0, math.inf, "[0, inf)")
+        check_range("beta" if "beta" in group else "betas[0]", self._beta(group), 0.0, 1.0, "[0, 1)")
+        if not math.isfinite(group["lb"]):
+            raise ValueError(
+                f"`lb` must be a finite number, got {group['lb']}: give a number the loss never falls below."
+            )
+
+    def update_buffers(self, grad: Tensor, buffers: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """Take a gradient into the method's buffers, in place. All tensors are flat, of one size, at least float32."""
+
+    def precondition(self, vector: Tensor, buffers: dict[str, Tensor], group: dict[str, Any], step: Tensor) -> Tensor:
+        """Return D_k^{-1} vector, from the buffers after `update_buffers`; D must be positive. `step` is k, 0-dim."""
+        return vector
+
+    # ---- The loss ----
+
+    def set_loss(self, loss: Tensor | float) -> None:
+        """Hand over the loss of the coming step: the one scalar whose gradient is in `p.grad`.
+
+        Args:
+            loss: one element, of any shape and float dtype, on a device of the parameters; or a Python number.
+
+        Raises:
+            ValueError: `loss` has more than one element, or is on a device that holds no parameter.
+        """
+        if isinstance(loss, Tensor):
+            if loss.numel() != 1:
+                raise ValueError(
+                    f"`loss` must hold one element, got shape {tuple(loss.shape)}: reduce it as it was for backward(), "
+                    "for example with loss.mean()."
+                )
+            devices = {p.device for group in self.param_groups for p in group["params"]}
+            if loss.device not in devices:
+                names = ", ".join(sorted(map(str, devices)))
+                raise ValueError(
+                    f"`loss` is on {loss.device}, but the parameters are on {names}: pass loss.to(device) of one of these."
+                )
+            loss = loss.detach()
+        self._loss = loss
+
+    def set_clip_factor(self, factor: Tensor | float) -> None:
+        """Say by how much the gradients were scaled: κ = max_norm / (norm + 1e-6); values above 1 mean no clipping.
+
+        `Accelerator.clip_grad_norm_` does this by itself. Without it, a clipped gradient and an unclipped loss make a
+        model that is not a lower bound, and the steps come out too long.
+
+        Args:
+            factor: one number or a tensor with one element.
+        """
+        self._clip_factor = factor
+
+    def drop_loss(self) -> None:
+        """Forget the loss and the clip factor of a step that will not be taken."""
+        self._loss = self._clip_factor = None
+
+    # ---- The step ----
+
+    @torch.no_grad()
+    def step(
+        self, closure: Callable[[], Tensor | float] | None = None, *, loss: Tensor | float | None = None
+    ) -> Tensor | float | None:
+        """Take one step.
+
+        Args:
+            closure: computes the loss, calls backward and returns the loss.
+            loss: the loss of this step, see `set_loss`; instead of `closure`.
+
+        Returns:
+            The loss, as `closure` returned it or as it was given.
+
+        Raises:
+            ValueError: both `closure` and `loss` are given, or the loss is unusable (see `set_loss`).
+            RuntimeError: no loss was given since the last step; a gradient is sparse or complex.
+        """
+        if closure is not None:
+            if loss is not None:
+                raise ValueError("step() takes `closure` or `loss`, got both: the closure already returns the loss.")
+            with torch.enable_grad():
+                loss = closure()
+        if loss is not None:
+            self.set_loss(loss)
+        if self._loss is None:
+            if self._is_state_probe():
+                self._init_state()
+                return None
+            raise RuntimeError(NO_LOSS.format(name=type(self).__name__))
+        given, clip_factor = self._loss, self._clip_factor
+        self.drop_loss()
+        self._init_state()
+
+        state = self._model_state()
+        like = state.step
+        step = like + 1
+        group = self.param_groups[0]
+        beta, corrected = self._beta(group), group["bias_correction"]
+        weight = average_weight(step, beta, corrected)
+
+        buckets = sort_into_buckets(
+            self.param_groups, self.state, ("exp_avg", *self.buffers), self._option_names(), like.dtype
+        )
+        dual_norm_sq, overlap = self._inner_products(buckets, weight, step)
+        state, update = next_step(
+            state,
+            torch.as_tensor(given, dtype=like.dtype, device=like.device).reshape(()),
+            dual_norm_sq,
+            overlap,
+            self._per_group("lr", like),
+            self._per_group("weight_decay", like),
+            lb=group["lb"],
+            beta=beta,
+            bias_correction=corrected,
+            use_fstar=group["use_fstar"],
+            divide=group["divide"],
+            clip_factor=self._clip_tensor(clip_factor, like),
+        )
+        for bucket in buckets:
+            self._write(bucket, weight, step, update)
+        self._keep(state)
+        return loss if loss is not None else given
+
+    def _inner_products(self, buckets: list[Bucket], weight: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """First pass: n_g and s_g, two vectors with one entry per group, over all shards."""
+        sums: dict[Layout, Tensor] = {
+            layout: weight.new_zeros(2, len(self.param_groups)) for layout in self._layouts()
+        }
+        for bucket in buckets:
+            if not bucket.moves:
+                continue
+            decays = bucket.group["weight_decay"] != 0
+            norms, overlaps = [], []
+            for piece in bucket.pieces:
+                momentum, buffers = self._advance(piece, bucket.group, weight)
+                direction = self.precondition(momentum, buffers, bucket.group, step.to(piece.device))
+                norms.append(torch.dot(momentum, direction))
+                if decays:
+                    overlaps.append(torch.dot(momentum, piece.read("param")))
+            for row, parts in enumerate((norms, overlaps)):
+                if parts:
+                    sums[bucket.layout][row, bucket.index] += torch.stack(parts).sum().to(weight.device)
+        total = sum(sum_over_shards(part, layout) for layout, part in sums.items())
+        return total[0], total[1]
+
+    def _write(self, bucket: Bucket, weight: Tensor, step: Tensor, update: Step) -> None:
+        """Second pass: the momentum, the buffers and the parameters of a bucket."""
+        for piece in bucket.pieces:
+            device = piece.device
+            factor, decay, ok = (
+                t.to(device) for t in (update.factor[bucket.index], update.decay[bucket.index], update.ok)
+            )
+            momentum, buffers = self._advance(piece, bucket.group, weight)
+            if bucket.moves:
+                old = piece.read("param")
+                new = old - self.precondition(momentum, buffers, bucket.group, step.to(device)).mul(factor)
+                if bucket.group["weight_decay"] != 0:
+                    new = new / (1 + decay) if bucket.group["divide"] else new - decay * old
+                piece.write("param", torch.where(ok, new, old))
+            for name, value in {"exp_avg": momentum, **buffers}.items():
+                piece.write(name, torch.where(ok, value, piece.read(name)))
+
+    def _advance(self, piece: Piece, group: dict[str, Any], weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The momentum d_k and the buffers as they are after this gradient, as copies."""
+        grad = piece.read("grad")
+        momentum = torch.lerp(piece.read("exp_avg"), grad, weight.to(grad.device))
+        buffers = {name: piece.read(name).clone() for name in self.buffers}
+        self.update_buffers(grad, buffers, group)
+        return momentum, buffers
+
+    def _layouts(self) -> list[Layout]:
+        """Every layout of the model, in the same order on all processes, also where a process has no gradient."""
+        return list(dict.fromkeys([None, *(layout_of(p) for g in self.param_groups for p in g["params"])]))
+
+    def _per_group(self, option: str, like: Tensor) -> Tensor:
+        """One option of all groups as a vector, without a read-back where it is a tensor."""
+        values = [group[option] for group in self.param_groups]
+        if not any(isinstance(value, Tensor) for value in values):
+            return torch.tensor(values, dtype=like.dtype, device=like.device)
+        return torch.stack([torch.as_tensor(v, dtype=like.dtype, device=like.device).reshape(()) for v in values])
+
+    @staticmethod
+    def _beta(group: dict[str, Any]) -> float:
+        return group["beta"] if "beta" in group else group["betas"][0]
+
+    def _option_names(self) -> tuple[str, ...]:
+        # Unpickling adds torch's own "differentiable" to the defaults, but not to the groups.
+        return tuple(name for name in self.defaults if name != "differentiable")
+
+    @staticmethod
+    def _clip_tensor(factor: Tensor | float | None, like: Tensor) -> Tensor | None:
+        if factor is None:
+            return None
+        return torch.as_tensor(factor, dtype=like.dtype, device=like.device).reshape(()).clamp(max=1.0)
+
+    # ---- The state ----
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch; it joins the running model of the others."""
+        super().add_param_group(param_group)
+        group, head = self.param_groups[-1], self.param_groups[0]
+        try:
+            self.check_options(group)
+            for name in SHARED_OPTIONS:
+                if group.get(name) != head.get(name):
+                    raise ValueError(
+                        f"`{name}` must be the same in all parameter groups, got {head.get(name)} and {group.get(name)}: "
+                        "there is one model of the loss. Groups may differ in `lr` and `weight_decay`."
+                    )
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        if group is head:
+            dtypes = [p.dtype for p in group["params"]]
+            dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+            zeros = ModelState(*(torch.zeros((), dtype=dtype, device=self._home()) for _ in ModelState._fields))
+            self._keep(zeros._replace(fstar=torch.full_like(zeros.fstar, group["lb"])))
+        else:
+            self._keep(self._model_state())
+
+    def _home(self) -> torch.device:
+        """Where the scalars live: with the first parameter that has memory."""
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        return next((p.device for p in params if p.device.type != "meta"), torch.device("cpu"))
+
+    def _model_state(self) -> ModelState:
+        home = self._home()
+        return ModelState(*(self.param_groups[0][name].to(home) for name in ModelState._fields))
+
+    def _keep(self, state: ModelState) -> None:
+        """Store the scalars in every group, so that any of them carries the whole model through a checkpoint."""
+        for group in self.param_groups:
+            group.update(state._asdict())
+
+    def _init_state(self) -> None:
+        for p in chain.from_iterable(group["params"] for group in self.param_groups):
+            if p.grad is not None and p not in self.state:
+                dtype = torch.promote_types(p.dtype, torch.float32)
+                self.state[p] = {name: torch.zeros_like(p, dtype=dtype) for name in ("exp_avg", *self.buffers)}
+
+    def _is_state_probe(self) -> bool:
+        """torch.distributed.checkpoint asks for initialised state by a step with lr 0 and zero gradients."""
+        if self.state or any(float(group["lr"]) != 0 for group in self.param_groups):
+            return False
+        grads = [local(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return bool(grads) and not any(bool(g.any()) for g in grads)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state as in torch, and keep scalars and buffers in at least float32 where torch would cast them.
+
+        Raises:
+            ValueError: the state was not saved by this method.
+        """
+        saved = state_dict["param_groups"]
+        missing = [name for name in (*ModelState._fields, *self._option_names()) if any(name not in g for g in saved)]
+        if missing:
+            raise ValueError(
+                f"This state was not saved by {type(self).__name__}: its groups lack {missing}. Start from the weights "
+                "alone, or load it into the optimizer that saved it."
+            )
+        names = {"exp_avg", *self.buffers}
+        for entry in state_dict["state"].values():
+            if set(entry) != names:
+                raise ValueError(
+                    f"This state was not saved by {type(self).__name__}: a parameter has {sorted(entry)}, expected "
+                    f"{sorted(names)}. Load it into the optimizer that saved it."
+                )
+        super().load_state_dict(state_dict)
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, p in zip(chain.from_iterable(g["params"] for g in saved), params):
+            if key in state_dict["state"] and p.dtype in (torch.float16, torch.bfloat16):
+                for name, value in state_dict["state"][key].items():
+                    self.state[p][name] = value.to(device=p.device, dtype=torch.float32, copy=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._loss = self._clip_factor = None

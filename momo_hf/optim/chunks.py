@@ -1,0 +1,139 @@
+"""Parameters, gradients and buffers as flat pieces of bounded size.
+
+A step reads every tensor twice, and between the reads it needs temporaries. In pieces the temporaries stay in the
+cache (CPU) or small (elsewhere), whatever the size of the model: large tensors are cut, small ones are packed. The
+mathematics of a method is written once, for one flat tensor, in at least float32.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from momo_hf.optim.sharding import Layout, layout_of, local, same_layout_gradient
+
+
+# Elements of a piece. On a CPU a few pieces must fit in the cache; elsewhere a kernel launch must be worth its price.
+CPU_PIECE = 1 << 17
+DEVICE_PIECE = 1 << 24
+
+
+class Piece:
+    """Some tensors of one or more parameters, seen as one flat tensor per role ("param", "grad", "exp_avg", ...).
+
+    Args:
+        roles: for every role the tensors, in the same order of parameters and of the same sizes.
+        dtype: the dtype to compute in.
+    """
+
+    def __init__(self, roles: dict[str, list[Tensor]], dtype: torch.dtype) -> None:
+        self.roles = roles
+        self.dtype = dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.roles["grad"][0].device
+
+    def read(self, role: str) -> Tensor:
+        """The role as one flat tensor; the memory itself where it already is one, so that callers must not write."""
+        tensors = self.roles[role]
+        flat = tensors[0] if len(tensors) == 1 else torch.cat([t.reshape(-1) for t in tensors])
+        return flat.reshape(-1).to(self.dtype)
+
+    def write(self, role: str, flat: Tensor) -> None:
+        """Put the values of a flat tensor back into the tensors of the role, rounded to their dtype."""
+        tensors = self.roles[role]
+        parts = flat.split([t.numel() for t in tensors]) if len(tensors) > 1 else (flat,)
+        torch._foreach_copy_(tensors, [part.view(t.shape) for part, t in zip(parts, tensors)])
+
+
+def pieces(roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True) -> Iterator[Piece]:
+    """Cut and pack tensors of one device into pieces.
+
+    Args:
+        roles: for every role one tensor per parameter, in the same order.
+        dtype: the dtype to compute in.
+        pack: whether tensors smaller than a piece share one.
+
+    Yields:
+        Pieces that cover every element once, in an order that depends on sizes and layouts alone.
+    """
+    small: dict[str, list[Tensor]] = {role: [] for role in roles}
+    filled = 0
+    for row in zip(*roles.values()):
+        numel = row[0].numel()
+        if numel == 0:
+            continue
+        size = CPU_PIECE if row[0].device.type == "cpu" else DEVICE_PIECE
+        if numel >= size and all(t.is_contiguous() for t in row):
+            for parts in zip(*(t.view(-1).split(size) for t in row)):
+                yield Piece({role: [part] for role, part in zip(roles, parts)}, dtype)
+            continue
+        for role, tensor in zip(roles, row):
+            small[role].append(tensor)
+        filled += numel
+        if filled >= size or not pack:
+            yield Piece(small, dtype)
+            small, filled = {role: [] for role in roles}, 0
+    if filled:
+        yield Piece(small, dtype)
+
+
+class Bucket(NamedTuple):
+    """Parameters that are updated alike: same device, dtype, layout and options, from one group or several."""
+
+    index: int  # of the first group they come from
+    group: dict[str, Any]
+    layout: Layout
+    moves: bool  # False where there is no gradient: the momentum decays, the parameter stays
+    pieces: list[Piece]
+
+
+def sort_into_buckets(
+    param_groups: list[dict[str, Any]],
+    state: Mapping[Tensor, dict[str, Tensor]],
+    names: tuple[str, ...],
+    options: tuple[str, ...],
+    dtype: torch.dtype,
+) -> list[Bucket]:
+    """Collect the parameters of all groups that are updated alike, so that many small groups cost no more than one.
+
+    It is done anew at every step: FSDP, accelerate and DeepSpeed exchange parameters behind the optimizer's back.
+
+    Args:
+        param_groups: the groups of the optimizer.
+        state: its state per parameter.
+        names: the entries of the state that the method works on.
+        options: the keys of a group that decide how its parameters are updated.
+        dtype: the dtype to compute in.
+
+    Raises:
+        RuntimeError: a gradient is sparse or complex.
+    """
+    members: dict[tuple, list[Tensor]] = {}
+    first: dict[tuple, int] = {}
+    for index, group in enumerate(param_groups):
+        alike = tuple(tuple(v) if isinstance(v, list) else v for v in (group[name] for name in options))
+        for p in group["params"]:
+            if p.grad is None and p not in state:
+                continue
+            if p.grad is not None and (p.grad.is_sparse or p.grad.is_complex()):
+                kind, fix = ("sparse", "sparse=False") if p.grad.is_sparse else ("complex", "torch.view_as_real")
+                raise RuntimeError(
+                    f"The gradient of a parameter of shape {tuple(p.shape)} is {kind}, which MoMo does not take: "
+                    f"build the parameter with {fix}."
+                )
+            key = (p.device, p.dtype, layout_of(p), p.grad is not None, alike)
+            members.setdefault(key, []).append(p)
+            first.setdefault(key, index)
+    buckets = []
+    for key, params in members.items():
+        layout, moves = key[2:4]
+        group = param_groups[first[key]]
+        grads = [same_layout_gradient(p, p.grad) if moves else torch.zeros_like(p) for p in params]
+        roles = {"param": [local(p.detach()) for p in params], "grad": [local(g.detach()) for g in grads]}
+        roles |= {name: [local(state[p][name]) for p in params] for name in names}
+        parts = list(pieces(roles, dtype, pack=group["foreach"] is not False))
+        buckets.append(Bucket(first[key], group, layout, moves, parts))
+    return buckets

@@ -1,0 +1,155 @@
+"""The scalar side of MoMo: the averaged loss, the drift of its model, the lower bound and the step size.
+
+Everything here is arithmetic on 0-dim tensors and on vectors with one entry per parameter group: no parameters,
+no devices, no Python branch on a value. Symbols beside the code (`f̄`, `c`, `ρ`, `τ`, ...) are those of the paper
+(Schaipp et al., ICML 2024, arXiv 2305.07583).
+
+One identity is not in the paper. With `d` the momentum and `γ` the average of `<g_j, x_j>`, the model needs
+`c_k = <d_k, x_k> - γ_k`. The terms `<g_k, x_k>` cancel in it, so that
+
+    c_1 = 0,    c_k = β (c_{k-1} + <d_{k-1}, x_k - x_{k-1}>)
+
+and the last inner product is known from the previous step. `γ` is never computed, the parameters are not read to
+find the step size (unless weight decay asks for it), and no two large inner products are subtracted.
+"""
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor, full_like, stack, where
+
+
+class ModelState(NamedTuple):
+    """What the model remembers between steps; every entry is a 0-dim tensor of at least float32.
+
+    Attributes:
+        step: number k of steps taken.
+        loss_avg: f̄, the averaged loss.
+        drift: c_k + <d_k, x_{k+1} - x_k>, which becomes c_{k+1} when multiplied by β.
+        fstar: f*, the lower bound in use.
+        effective_lr: τρ of the last step, comparable with the lr of Adam or SGD.
+        polyak_lr: what τρ would have been without the cap.
+        capped: number of steps on which the cap `lr` decided.
+        skipped: number of steps dropped because the loss or a gradient was not finite.
+        stalled: number of steps in a row whose model lay at or below f*, so that the step was 0.
+    """
+
+    step: Tensor
+    loss_avg: Tensor
+    drift: Tensor
+    fstar: Tensor
+    effective_lr: Tensor
+    polyak_lr: Tensor
+    capped: Tensor
+    skipped: Tensor
+    stalled: Tensor
+
+
+class Step(NamedTuple):
+    """One step along u: `x_g <- (x_g - factor_g u_g) / (1 + a_g)`, or its AdamW form where `divide=False`.
+
+    Attributes:
+        factor: τ r_g per group, shape (groups,); 0 on a skipped step.
+        decay: a_g = α_g λ_g per group, shape (groups,); 0 on a skipped step.
+        ok: 0-dim bool, False where nothing may be changed.
+    """
+
+    factor: Tensor
+    decay: Tensor
+    ok: Tensor
+
+
+def debias(beta: float, step: Tensor) -> Tensor:
+    """1 - β^k, through expm1 because in float32 the plain formula loses five digits on the first steps of β = 0.999."""
+    return -(step * (math.log(beta) if beta > 0 else -math.inf)).expm1()
+
+
+def average_weight(step: Tensor, beta: float, bias_correction: bool) -> Tensor:
+    """The weight of step k's sample in both averages, d and f̄: 1-β, or 1 on the first step without bias correction."""
+    weight = full_like(step, 1.0 - beta)
+    return weight if bias_correction else where(step == 1, 1.0, weight)
+
+
+def clip_gap(loss: Tensor, clip_factor: Tensor | None, fstar: Tensor) -> Tensor:
+    """The loss to feed for gradients that were scaled by κ: f* + κ (f - f*), so that the model stays a lower one."""
+    return loss if clip_factor is None else fstar + clip_factor * (loss - fstar)
+
+
+def next_step(
+    state: ModelState,
+    loss: Tensor,
+    dual_norm_sq: Tensor,
+    overlap: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    *,
+    lb: float,
+    beta: float,
+    bias_correction: bool,
+    use_fstar: bool,
+    divide: bool,
+    clip_factor: Tensor | None = None,
+) -> tuple[ModelState, Step]:
+    """Minimise the truncated model: from the loss and the inner products of step k to the step size.
+
+    Args:
+        state: the state after step k-1.
+        loss: f_k, 0-dim; the scalar whose gradient the momentum took in.
+        dual_norm_sq: n_g = <d_g, u_g>, shape (groups,).
+        overlap: s_g = <d_g, x_g>, shape (groups,); only groups with decay count.
+        lr: α_g, shape (groups,).
+        weight_decay: λ_g, shape (groups,).
+        lb: the user's lower bound; f* never falls below it.
+        beta: β of both averages.
+        bias_correction: whether ρ_k = 1-β^k (averages start at 0) or 1 (they start at the first sample).
+        use_fstar: whether f* is estimated online (paper, section 4).
+        divide: whether the decay is proximal, `/ (1 + a)`, or AdamW's, `(1 - a) x`.
+        clip_factor: κ, by which the gradients were scaled before they were seen here, or None.
+
+    Returns:
+        The state after step k and the step to take. Where the loss or an inner product is not finite, the state is
+        the old one (apart from `skipped`) and the step is empty.
+    """
+    cap = lr.max()  # α
+    ratio = where(cap > 0, lr / cap, 0.0)  # r_g
+    decay = lr * weight_decay  # a_g
+    step = state.step + 1  # k
+    rho = debias(beta, step) if bias_correction else 1.0  # ρ_k
+    fstar = state.fstar if use_fstar else state.fstar.new_full((), lb)
+
+    weight = average_weight(step, beta, bias_correction)
+    loss_avg = state.loss_avg.lerp(clip_gap(loss, clip_factor, fstar), weight)  # f̄_k
+    drift = (1.0 - weight) * state.drift  # c_k
+
+    value = loss_avg + drift - (overlap * decay / (1 + decay)).sum()  # A
+    slope = (ratio * dual_norm_sq / (1 + decay)).sum()  # B
+    if use_fstar:
+        fstar = where(value < rho * fstar, (value / (2 * rho)).clamp(min=lb), fstar)
+    gap = (value - rho * fstar).clamp(min=0)
+    moves = slope > 0
+    polyak = where(moves, gap / slope, 0.0)
+    tau = where(moves, polyak.minimum(cap / rho), 0.0)  # τ
+
+    inner = (tau * ratio * dual_norm_sq).sum()
+    if use_fstar:
+        fstar = ((loss_avg + drift - inner / 2) / rho).clamp(min=lb)
+    if divide:  # <d_k, x_{k+1} - x_k>
+        moved = -(tau * slope + (overlap * decay / (1 + decay)).sum())
+    else:
+        moved = -(inner + (overlap * decay).sum())
+
+    ok = stack([loss, dual_norm_sq.sum(), overlap.sum()]).isfinite().all()
+    new = ModelState(
+        step=step,
+        loss_avg=loss_avg,
+        drift=drift + moved,
+        fstar=fstar,
+        effective_lr=tau * rho,
+        polyak_lr=polyak * rho,
+        capped=state.capped + (moves & (cap / rho <= polyak)),
+        skipped=state.skipped,
+        stalled=where(moves & (gap == 0), state.stalled + 1, 0.0),
+    )
+    kept = ModelState(*(where(ok, n, o).to(o.dtype) for n, o in zip(new, state)))
+    kept = kept._replace(skipped=state.skipped + ~ok)
+    return kept, Step(factor=where(ok, tau * ratio, 0.0), decay=where(ok, decay, 0.0), ok=ok)

@@ -1,0 +1,70 @@
+"""MoMo: a Polyak-type learning rate for SGD with momentum (paper, algorithm 1)."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from momo_hf.optim.base import MomoOptimizer, check_range
+
+
+class Momo(MomoOptimizer):
+    """SGD with momentum whose learning rate adapts to the loss; `lr` is only its upper bound.
+
+    The step along the averaged gradient d minimises the model of the averaged loss, cut off at the lower bound:
+
+        d <- β d + (1-β) g,    f̄ <- β f̄ + (1-β) f
+        τ = min(lr / ρ, (f̄ + c - ρ lb)_+ / |d|²)
+        x <- (x - τ d) / (1 + lr λ)
+
+    Args:
+        params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
+        lr: upper bound α of the step size; schedulers act on it. Default 1.0.
+        weight_decay: λ of the proximal weight decay. Default 0.
+        beta: momentum β in [0, 1). Default 0.9.
+        lb: lower bound of the loss. Default 0.
+        bias_correction: start the averages at 0 and correct them (True), or start them at the first gradient and
+            loss (False). Default False.
+        use_fstar: estimate the lower bound online; it never falls below `lb`. Default False.
+        foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
+
+    State: `exp_avg` (d) per parameter, of at least float32; the scalars of `ModelState` in every parameter group.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> optimizer = Momo(model.parameters(), lr=1.0)
+        >>> loss = loss_fn(model(x), y)
+        >>> loss.backward()
+        >>> optimizer.step(loss=loss)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        beta: float = 0.9,
+        lb: float = 0.0,
+        bias_correction: bool = False,
+        use_fstar: bool = False,
+        *,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "beta": beta,
+                "lb": lb,
+                "bias_correction": bias_correction,
+                "use_fstar": use_fstar,
+                "foreach": foreach,
+            },
+        )
+
+    def check_options(self, group: dict[str, Any]) -> None:
+        super().check_options(group)
+        check_range("beta", group["beta"], 0.0, 1.0, "[0, 1)")

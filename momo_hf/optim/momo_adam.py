@@ -1,0 +1,88 @@
+"""MoMo-Adam: the same step size over Adam's preconditioner (paper, algorithm 2)."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from momo_hf.optim.base import MomoOptimizer, check_range
+from momo_hf.optim.model import debias
+
+
+class MomoAdam(MomoOptimizer):
+    """Adam whose learning rate adapts to the loss; `lr` is only its upper bound.
+
+        d <- β1 d + (1-β1) g,    v <- β2 v + (1-β2) g²,    f̄ <- β1 f̄ + (1-β1) f
+        D = sqrt(v / (1-β2^k)) + eps,    u = d / D,    ρ = 1-β1^k
+        τ = min(lr / ρ, (f̄ + c - ρ lb)_+ / <d, u>)
+        x <- (x - τ u) / (1 + lr λ)
+
+    At the cap (τ = lr / ρ) this is Adam's own step, so `lr` means what it means for AdamW.
+
+    Args:
+        params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
+        lr: upper bound α of the step size; schedulers act on it. The default 1e-2 is for training from scratch;
+            to fine-tune a pretrained model take the lr that AdamW would get.
+        betas: β1 of momentum and averaged loss, β2 of the squared gradients, both in [0, 1). Default (0.9, 0.999).
+        eps: added to the root of the second moment. Default 1e-8.
+        weight_decay: λ of the weight decay. Default 0.
+        lb: lower bound of the loss. Default 0.
+        divide: proximal decay `/ (1 + lr λ)` (True) or AdamW's `(1 - lr λ) x` (False). Default True.
+        use_fstar: estimate the lower bound online; it never falls below `lb`. Default False.
+        foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
+
+    State: `exp_avg` (d) and `exp_avg_sq` (v) per parameter, of at least float32; the scalars of `ModelState` in every
+    parameter group.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> optimizer = MomoAdam(model.parameters(), lr=1e-2)
+        >>> loss = loss_fn(model(x), y)
+        >>> loss.backward()
+        >>> optimizer.step(loss=loss)
+    """
+
+    buffers = ("exp_avg_sq",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        lb: float = 0.0,
+        divide: bool = True,
+        use_fstar: bool = False,
+        *,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "lb": lb,
+                "divide": divide,
+                "use_fstar": use_fstar,
+                "foreach": foreach,
+            },
+        )
+
+    def check_options(self, group: dict[str, Any]) -> None:
+        super().check_options(group)
+        check_range("betas[1]", group["betas"][1], 0.0, 1.0, "[0, 1)")
+        check_range("eps", group["eps"], 0.0, float("inf"), "[0, inf)")
+
+    def update_buffers(self, grad: Tensor, buffers: dict[str, Tensor], group: dict[str, Any]) -> None:
+        beta2 = group["betas"][1]
+        buffers["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)  # v_k
+
+    def precondition(self, vector: Tensor, buffers: dict[str, Tensor], group: dict[str, Any], step: Tensor) -> Tensor:
+        bias_correction2 = debias(group["betas"][1], step)
+        scale = buffers["exp_avg_sq"].sqrt().mul_(bias_correction2.rsqrt()).add_(group["eps"])  # D_k
+        return vector / scale
