@@ -1,0 +1,34 @@
+"""MoMo and MoMo-Adam for transformers, accelerate and diffusers.
+
+Importing this package makes `TrainingArguments(optim="momo")` and `optim="momo_adam"` valid, and hands the loss of
+every `Accelerator.backward` to the MoMo optimizer that the Accelerator prepared.
+"""
+
+from momo_hf.integrations.accelerate import install, momo_metrics
+from momo_hf.integrations.transformers import (
+    MomoCallback,
+    MomoSeq2SeqTrainer,
+    MomoTrainer,
+    MomoTrainerMixin,
+    label_smoothing_bound,
+    momo_kwargs,
+    register,
+)
+from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
+
+
+install()
+register()
+
+__all__ = [
+    "Momo",
+    "MomoAdam",
+    "MomoCallback",
+    "MomoOptimizer",
+    "MomoSeq2SeqTrainer",
+    "MomoTrainer",
+    "MomoTrainerMixin",
+    "label_smoothing_bound",
+    "momo_kwargs",
+    "momo_metrics",
+]

@@ -1,6 +1,5 @@
 """What every MoMo method shares: parameter groups, the loss, the two passes over the parameters, the state."""
 
-import math
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -9,24 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from momo_hf.optim.checks import NO_LOSS, check_checkpoint, check_group, check_loss, check_one_model
 from momo_hf.optim.chunks import Bucket, Piece, sort_into_buckets
 from momo_hf.optim.model import ModelState, Step, average_weight, next_step
 from momo_hf.optim.sharding import Layout, layout_of, local, sum_over_shards
-
-
-NO_LOSS = (
-    "{name}.step() needs the loss of this step, and got none. Give it in one of three ways: step(loss=loss) after "
-    "loss.backward(); step(closure) with a closure that returns the loss; or set_loss(loss) before step(). With "
-    "accelerate and transformers, `import momo_hf` does it: call accelerator.backward(loss) and prepare this optimizer."
-)
-# Options that describe the one model of all groups and cannot differ between them.
-SHARED_OPTIONS = ("beta", "betas", "lb", "use_fstar", "bias_correction", "divide")
-
-
-def check_range(name: str, value: float, low: float, high: float, interval: str) -> None:
-    """Raise a ValueError that names the argument, its value and the interval unless `low <= value < high`."""
-    if not low <= value < high:
-        raise ValueError(f"`{name}` must be in {interval}, got {value}.")
 
 
 class MomoOptimizer(Optimizer):
@@ -63,16 +48,7 @@ class MomoOptimizer(Optimizer):
 
     def check_options(self, group: dict[str, Any]) -> None:
         """Raise a ValueError that names the option, its value and the fix, for a group whose options are wrong."""
-        lr = group["lr"]
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError(f"`lr` must hold one number, got a tensor of shape {tuple(lr.shape)}.")
-        check_range("lr", float(lr), 0.0, math.inf, "[0, inf)")
-        check_range("weight_decay", group["weight_decay"], 0.0, math.inf, "[0, inf)")
-        check_range("beta" if "beta" in group else "betas[0]", self._beta(group), 0.0, 1.0, "[0, 1)")
-        if not math.isfinite(group["lb"]):
-            raise ValueError(
-                f"`lb` must be a finite number, got {group['lb']}: give a number the loss never falls below."
-            )
+        check_group(group)
 
     def update_buffers(self, grad: Tensor, buffers: dict[str, Tensor], group: dict[str, Any]) -> None:
         """Take a gradient into the method's buffers, in place. All tensors are flat, of one size, at least float32."""
@@ -93,19 +69,14 @@ class MomoOptimizer(Optimizer):
             ValueError: `loss` has more than one element, or is on a device that holds no parameter.
         """
         if isinstance(loss, Tensor):
-            if loss.numel() != 1:
-                raise ValueError(
-                    f"`loss` must hold one element, got shape {tuple(loss.shape)}: reduce it as it was for backward(), "
-                    "for example with loss.mean()."
-                )
-            devices = {p.device for group in self.param_groups for p in group["params"]}
-            if loss.device not in devices:
-                names = ", ".join(sorted(map(str, devices)))
-                raise ValueError(
-                    f"`loss` is on {loss.device}, but the parameters are on {names}: pass loss.to(device) of one of these."
-                )
+            check_loss(loss, self.param_groups)
             loss = loss.detach()
         self._loss = loss
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether a loss for the coming step was handed over."""
+        return self._loss is not None
 
     def set_clip_factor(self, factor: Tensor | float) -> None:
         """Say by how much the gradients were scaled: κ = max_norm / (norm + 1e-6); values above 1 mean no clipping.
@@ -117,6 +88,18 @@ class MomoOptimizer(Optimizer):
             factor: one number or a tensor with one element.
         """
         self._clip_factor = factor
+
+    def set_lb(self, lb: float) -> None:
+        """Change the lower bound of the loss, in all groups.
+
+        Args:
+            lb: a finite number that the loss never falls below.
+        """
+        for group in self.param_groups:
+            group["lb"] = lb
+            self.check_options(group)
+        state = self._model_state()
+        self._keep(state._replace(fstar=torch.full_like(state.fstar, lb)))
 
     def drop_loss(self) -> None:
         """Forget the loss and the clip factor of a step that will not be taken."""
@@ -267,12 +250,7 @@ class MomoOptimizer(Optimizer):
         group, head = self.param_groups[-1], self.param_groups[0]
         try:
             self.check_options(group)
-            for name in SHARED_OPTIONS:
-                if group.get(name) != head.get(name):
-                    raise ValueError(
-                        f"`{name}` must be the same in all parameter groups, got {head.get(name)} and {group.get(name)}: "
-                        "there is one model of the loss. Groups may differ in `lr` and `weight_decay`."
-                    )
+            check_one_model(group, head)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -317,23 +295,11 @@ class MomoOptimizer(Optimizer):
         Raises:
             ValueError: the state was not saved by this method.
         """
-        saved = state_dict["param_groups"]
-        missing = [name for name in (*ModelState._fields, *self._option_names()) if any(name not in g for g in saved)]
-        if missing:
-            raise ValueError(
-                f"This state was not saved by {type(self).__name__}: its groups lack {missing}. Start from the weights "
-                "alone, or load it into the optimizer that saved it."
-            )
-        names = {"exp_avg", *self.buffers}
-        for entry in state_dict["state"].values():
-            if set(entry) != names:
-                raise ValueError(
-                    f"This state was not saved by {type(self).__name__}: a parameter has {sorted(entry)}, expected "
-                    f"{sorted(names)}. Load it into the optimizer that saved it."
-                )
+        keys = (*ModelState._fields, *self._option_names())
+        check_checkpoint(type(self).__name__, state_dict, keys, ("exp_avg", *self.buffers))
         super().load_state_dict(state_dict)
         params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, p in zip(chain.from_iterable(g["params"] for g in saved), params):
+        for key, p in zip(chain.from_iterable(g["params"] for g in state_dict["param_groups"]), params):
             if key in state_dict["state"] and p.dtype in (torch.float16, torch.bfloat16):
                 for name, value in state_dict["state"][key].items():
                     self.state[p][name] = value.to(device=p.device, dtype=torch.float32, copy=True)

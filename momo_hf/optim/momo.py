@@ -1,11 +1,9 @@
 """MoMo: a Polyak-type learning rate for SGD with momentum (paper, algorithm 1)."""
 
-from typing import Any
-
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from momo_hf.optim.base import MomoOptimizer, check_range
+from momo_hf.optim.base import MomoOptimizer
 
 
 class Momo(MomoOptimizer):
@@ -64,7 +62,3 @@ class Momo(MomoOptimizer):
                 "foreach": foreach,
             },
         )
-
-    def check_options(self, group: dict[str, Any]) -> None:
-        super().check_options(group)
-        check_range("beta", group["beta"], 0.0, 1.0, "[0, 1)")

@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from momo_hf.optim.base import MomoOptimizer, check_range
+from momo_hf.optim.base import MomoOptimizer
+from momo_hf.optim.checks import check_range
 from momo_hf.optim.model import debias
 
 

@@ -1,0 +1,226 @@
+"""`optim="momo"` and `optim="momo_adam"` for TrainingArguments, and trainers that show what the optimizer does."""
+
+import inspect
+import logging
+import math
+from typing import Any
+
+import torch
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS, OptimizerContext
+from transformers.training_args import OptimizerNames
+
+from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
+from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
+
+
+logger = logging.getLogger(__name__)
+
+METHODS: dict[str, type[MomoOptimizer]] = {"momo": Momo, "momo_adam": MomoAdam}
+
+
+# ---- Names ----
+
+
+def momo_kwargs(args: TrainingArguments, cls: type[MomoOptimizer]) -> dict[str, Any]:
+    """Translate TrainingArguments into the arguments of a MoMo optimizer.
+
+    Args:
+        args: `learning_rate`, `weight_decay`, `adam_beta1`, `adam_beta2`, `adam_epsilon` and `optim_args` are used.
+        cls: the optimizer class.
+
+    Returns:
+        Keyword arguments for `cls`, for `Trainer(optimizer_cls_and_kwargs=(cls, momo_kwargs(args, cls)))`.
+
+    Raises:
+        ValueError: `optim_args` has an unknown key or a value of the wrong type.
+    """
+    named = {
+        "lr": args.learning_rate,
+        "weight_decay": args.weight_decay,
+        "beta": args.adam_beta1,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+    }
+    signature = inspect.signature(cls).parameters
+    kwargs = {name: value for name, value in named.items() if name in signature}
+    free = {name: p for name, p in signature.items() if name not in (*named, "params")}
+    for item in filter(None, (args.optim_args or "").replace(" ", "").split(",")):
+        key, _, text = item.partition("=")
+        if key not in free:
+            raise ValueError(
+                f"`optim_args` has no key {key!r} for {cls.__name__}; it takes {', '.join(free)}. The learning rate, "
+                "weight decay, betas and epsilon are TrainingArguments of their own."
+            )
+        kwargs[key] = _typed(key, text, is_flag=free[key].annotation is not float)
+    return kwargs
+
+
+def _typed(key: str, text: str, is_flag: bool) -> bool | float:
+    flags = {"true": True, "1": True, "false": False, "0": False}
+    try:
+        return flags[text.lower()] if is_flag else float(text)
+    except (KeyError, ValueError):
+        kind = "true or false" if is_flag else "a number"
+        raise ValueError(f"`optim_args`: {key} must be {kind}, got {text!r}.") from None
+
+
+def _handler(context: OptimizerContext) -> tuple[type[MomoOptimizer], dict[str, Any]]:
+    cls = METHODS[OptimizerNames(context.args.optim).value]
+    return cls, momo_kwargs(context.args, cls)
+
+
+def register() -> None:
+    """Make the names valid wherever transformers takes the name of an optimizer; once.
+
+    transformers has no public registry: a name is a member of the enum `OptimizerNames` and has a handler.
+    """
+    for value in METHODS:
+        if value in OptimizerNames._value2member_map_:
+            continue
+        member = str.__new__(OptimizerNames, value)
+        member._name_, member._value_ = value.upper(), value
+        OptimizerNames._member_names_.append(member._name_)
+        OptimizerNames._member_map_[member._name_] = member
+        OptimizerNames._value2member_map_[value] = member
+        _OPTIMIZER_HANDLERS[member] = _handler
+
+
+# ---- What the user sees ----
+
+
+def label_smoothing_bound(epsilon: float, classes: int) -> float:
+    """The smallest cross entropy that transformers' LabelSmoother can give: the entropy of the smoothed target.
+
+    Args:
+        epsilon: the smoothing factor, in [0, 1].
+        classes: number V of classes.
+    """
+    rest = epsilon / classes
+    return -sum(count * p * math.log(p) for count, p in ((1, 1 - epsilon + rest), (classes - 1, rest)) if p > 0)
+
+
+class MomoCallback(TrainerCallback):
+    """Adds MoMo's numbers to the training logs, warns of a mis-set `learning_rate`, sums up at the end.
+
+    `MomoTrainer` brings it along; for another trainer pass `callbacks=[MomoCallback()]`. It reads the device at the
+    logging steps only.
+    """
+
+    def __init__(self) -> None:
+        self._before = (0.0, 0.0)  # steps and capped steps at the last log
+        self._effective_lrs: list[float] = []
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._effective_lrs = []
+        optimizer = unwrap_optimizer(optimizer)
+        if optimizer is None:
+            return
+        self._before = self._counts(optimizer)
+        if args.learning_rate == TrainingArguments.learning_rate and state.is_world_process_zero:
+            logger.warning(
+                f"learning_rate was left at {args.learning_rate:g}, the default of TrainingArguments. For MoMo it is the "
+                "upper bound of the step size: right for fine-tuning a pretrained model, far too low for training from "
+                f"scratch, where {inspect.signature(type(optimizer)).parameters['lr'].default:g} is the default."
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        optimizer = unwrap_optimizer(optimizer)
+        if optimizer is None or logs is None or "loss" not in logs:
+            return
+        metrics = momo_metrics(optimizer)
+        counts = self._counts(optimizer)
+        steps, capped = (now - before for now, before in zip(counts, self._before))
+        self._before = counts
+        metrics["momo/capped"] = capped / steps if steps else 0.0
+        self._effective_lrs.append(metrics["momo/effective_lr"])
+        logs.update(metrics)
+        state.log_history[-1].update(metrics)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        optimizer = unwrap_optimizer(optimizer)
+        if optimizer is None or not self._effective_lrs or not state.is_world_process_zero:
+            return
+        lrs = torch.tensor(self._effective_lrs)
+        steps, capped = self._counts(optimizer)
+        skipped = momo_metrics(optimizer)["momo/skipped"]
+        logger.warning(
+            f"{type(optimizer).__name__} used step sizes from {lrs.min():.2e} to {lrs.max():.2e}, median "
+            f"{lrs.median():.2e} (at the logging steps); the cap decided {capped / max(steps, 1):.0%} of {steps:.0f} "
+            f"steps, and {skipped:.0f} were skipped."
+        )
+
+    @staticmethod
+    def _counts(optimizer: MomoOptimizer) -> tuple[float, float]:
+        group = optimizer.param_groups[0]
+        return tuple(torch.stack([group["step"], group["capped"]]).tolist())
+
+
+class MomoTrainerMixin:
+    """For any Trainer class: `class MyTrainer(MomoTrainerMixin, SFTTrainer): ...`.
+
+    Adds `MomoCallback`, and gives the optimizer the known lower bound of a label-smoothed loss unless `lb` was given.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not any(isinstance(callback, MomoCallback) for callback in self.callback_handler.callbacks):
+            # First in the list, so that every tracker after it sees the numbers.
+            self.callback_handler.callbacks.insert(0, MomoCallback())
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        ours = self.optimizer is None
+        result = super().create_optimizer(*args, **kwargs)
+        optimizer = unwrap_optimizer(self.optimizer)
+        epsilon = self.args.label_smoothing_factor
+        if ours and optimizer is not None and epsilon > 0 and not self._lb_was_given():
+            classes = self._number_of_classes()
+            if classes is None:
+                logger.warning(
+                    "The number of classes is unknown, so `lb` stays at 0 although the labels are smoothed."
+                )
+            else:
+                optimizer.set_lb(label_smoothing_bound(epsilon, classes))
+        return result
+
+    def _lb_was_given(self) -> bool:
+        if self.optimizer_cls_and_kwargs is not None:
+            return "lb" in self.optimizer_cls_and_kwargs[1]
+        return "lb" in momo_kwargs(self.args, METHODS[OptimizerNames(self.args.optim).value])
+
+    def _number_of_classes(self) -> int | None:
+        config = getattr(self.model, "config", None)
+        output = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
+        if output is not None and hasattr(output, "out_features"):
+            return output.out_features
+        return getattr(config, "num_labels", None)
+
+
+class MomoTrainer(MomoTrainerMixin, Trainer):
+    """`transformers.Trainer` that shows and sets what MoMo needs; see `MomoTrainerMixin`."""
+
+
+class MomoSeq2SeqTrainer(MomoTrainerMixin, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` that shows and sets what MoMo needs; see `MomoTrainerMixin`."""

@@ -1,0 +1,86 @@
+"""What can be wrong with the arguments of an optimizer, a loss or a checkpoint, and the words for it."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+
+NO_LOSS = (
+    "{name}.step() needs the loss of this step, and got none. Give it in one of three ways: step(loss=loss) after "
+    "loss.backward(); step(closure) with a closure that returns the loss; or set_loss(loss) before step(). With "
+    "accelerate and transformers, `import momo_hf` does it: call accelerator.backward(loss), and prepare this optimizer."
+)
+# Options that describe the one model of all groups and cannot differ between them.
+SHARED_OPTIONS = ("beta", "betas", "lb", "use_fstar", "bias_correction", "divide")
+
+
+def check_range(name: str, value: float, low: float, high: float, interval: str) -> None:
+    """Raise a ValueError that names the argument, its value and the interval unless `low <= value < high`."""
+    if not low <= value < high:
+        raise ValueError(f"`{name}` must be in {interval}, got {value}.")
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Raise a ValueError for an option of a parameter group that every method has and that is out of its range."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"`lr` must hold one number, got a tensor of shape {tuple(lr.shape)}.")
+    check_range("lr", float(lr), 0.0, math.inf, "[0, inf)")
+    check_range("weight_decay", group["weight_decay"], 0.0, math.inf, "[0, inf)")
+    if "beta" in group:
+        check_range("beta", group["beta"], 0.0, 1.0, "[0, 1)")
+    else:
+        check_range("betas[0]", group["betas"][0], 0.0, 1.0, "[0, 1)")
+    if not math.isfinite(group["lb"]):
+        raise ValueError(f"`lb` must be a finite number, got {group['lb']}: give one that the loss never falls below.")
+
+
+def check_one_model(group: dict[str, Any], head: dict[str, Any]) -> None:
+    """Raise a ValueError if a group describes another model of the loss than the first one."""
+    for name in SHARED_OPTIONS:
+        if group.get(name) != head.get(name):
+            raise ValueError(
+                f"`{name}` must be the same in all parameter groups, got {head.get(name)} and {group.get(name)}: there "
+                "is one model of the loss. Groups may differ in `lr` and `weight_decay`."
+            )
+
+
+def check_loss(loss: Tensor, param_groups: list[dict[str, Any]]) -> None:
+    """Raise a ValueError if a loss is not one number, or is on a device that holds no parameter."""
+    if loss.numel() != 1:
+        raise ValueError(
+            f"`loss` must hold one element, got shape {tuple(loss.shape)}: reduce it as it was for backward(), for "
+            "example with loss.mean()."
+        )
+    devices = {p.device for group in param_groups for p in group["params"]}
+    if loss.device not in devices:
+        names = ", ".join(sorted(map(str, devices)))
+        raise ValueError(
+            f"`loss` is on {loss.device}, but the parameters are on {names}: pass loss.to(device) with one of these."
+        )
+
+
+def check_checkpoint(name: str, state_dict: dict[str, Any], keys: Iterable[str], buffers: Iterable[str]) -> None:
+    """Raise a ValueError if a state was saved by another method.
+
+    Args:
+        name: the class that is to load it.
+        state_dict: as `Optimizer.state_dict()` made it.
+        keys: what every parameter group must have.
+        buffers: what every parameter's state must have, and nothing else.
+    """
+    missing = [key for key in keys if any(key not in group for group in state_dict["param_groups"])]
+    if missing:
+        raise ValueError(
+            f"This state was not saved by {name}: its groups lack {missing}. Start from the weights alone, or load it "
+            "into the optimizer that saved it."
+        )
+    expected = set(buffers)
+    for entry in state_dict["state"].values():
+        if set(entry) != expected:
+            raise ValueError(
+                f"This state was not saved by {name}: a parameter has {sorted(entry)}, expected {sorted(expected)}. "
+                "Load it into the optimizer that saved it."
+            )
