@@ -76,7 +76,8 @@ class LossWindow:
             logger.warning(message)
 
     def _before_step(self, optimizer: MomoOptimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-        if not self._reduced or optimizer.has_loss or args or kwargs.get("loss") is not None or kwargs.get("closure"):
+        # `args` holds the optimizer itself and perhaps a closure.
+        if not self._reduced or optimizer.has_loss or any(v is not None for v in (*args[1:], *kwargs.values())):
             return
         for _, work in self._reduced:
             if work is not None:
@@ -249,18 +250,23 @@ def _then_clear(original: Callable) -> Callable:
     @functools.wraps(original)
     def method(self: AcceleratedOptimizer, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        window = _WINDOWS.get(unwrap_optimizer(self))
-        if window is not None and self.gradient_state.sync_gradients:
-            window.clear()
+        optimizer = unwrap_optimizer(self)
+        if optimizer in _WINDOWS and self.gradient_state.sync_gradients:
+            _WINDOWS[optimizer].clear()
         return result
 
     return method
 
 
+_installed = False
+
+
 def install() -> None:
     """Wrap the methods of accelerate that a training loop calls; once."""
-    if hasattr(Accelerator.backward, "__wrapped__") and Accelerator.backward.__module__ == __name__:
+    global _installed
+    if _installed:
         return
+    _installed = True
     Accelerator.backward = _backward(Accelerator.backward)
     Accelerator.clip_grad_norm_ = _clip_grad_norm_(Accelerator.clip_grad_norm_)
     Accelerator.clip_grad_value_ = _clip_grad_value_(Accelerator.clip_grad_value_)

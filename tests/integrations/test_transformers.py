@@ -1,0 +1,350 @@
+"""The names, the arguments and the trainers."""
+
+import json
+import logging
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+from transformers import (
+    HfArgumentParser,
+    PreTrainedConfig,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import LabelSmoother
+
+from momo_hf import (
+    Momo,
+    MomoAdam,
+    MomoCallback,
+    MomoSeq2SeqTrainer,
+    MomoTrainer,
+    MomoTrainerMixin,
+    label_smoothing_bound,
+    momo_kwargs,
+)
+from tests.toys import Net, Points, TokenNet
+
+
+METHODS = {"momo": Momo, "momo_adam": MomoAdam}
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def arguments(tmp_path, cls=TrainingArguments, **options):
+    defaults = {
+        "output_dir": str(tmp_path),
+        "optim": "momo_adam",
+        "learning_rate": 1.0,
+        "per_device_train_batch_size": 8,
+        "max_steps": 6,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "lr_scheduler_type": "constant",
+    }
+    return cls(**{**defaults, **options})
+
+
+def step_sizes(trainer):
+    return [entry["momo/effective_lr"] for entry in trainer.state.log_history if "momo/effective_lr" in entry]
+
+
+# ---- Names ----
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_name_is_valid_everywhere(name, tmp_path):
+    parser = HfArgumentParser(TrainingArguments)
+    plain = {"output_dir": str(tmp_path), "optim": name, "use_cpu": True}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(plain))
+    (tmp_path / "a.json").write_text(json.dumps(plain))
+    line = ["--output_dir", str(tmp_path), "--use_cpu", "--optim", name]
+    made = [
+        TrainingArguments(**plain),
+        parser.parse_args_into_dataclasses(line)[0],
+        parser.parse_yaml_file(tmp_path / "a.yaml")[0],
+        parser.parse_json_file(tmp_path / "a.json")[0],
+        TrainingArguments(str(tmp_path), use_cpu=True).set_optimizer(name, learning_rate=0.1),
+    ]
+    torch.save(made[0], tmp_path / "training_args.bin")
+    made.append(torch.load(tmp_path / "training_args.bin", weights_only=False))
+    for args in made:
+        assert args.optim.value == name and args.to_dict()["optim"] == name
+        assert Trainer.get_optimizer_cls_and_kwargs(args)[0] is METHODS[name]
+
+
+def test_a_wrong_name_lists_ours():
+    with pytest.raises(ValueError, match="momo_adam"):
+        TrainingArguments("out", optim="momo_adm")
+
+
+def test_arguments_map_onto_the_optimizer(tmp_path):
+    args = arguments(
+        tmp_path,
+        learning_rate=0.3,
+        weight_decay=0.1,
+        adam_beta1=0.8,
+        adam_beta2=0.95,
+        adam_epsilon=1e-6,
+        optim_args="lb=0.5, use_fstar=true, divide=False",
+    )
+    trainer = Trainer(Net(), args, train_dataset=Points())
+    first, second = trainer.create_optimizer().param_groups
+    expected = {"lr": 0.3, "betas": (0.8, 0.95), "eps": 1e-6, "lb": 0.5, "use_fstar": True, "divide": False}
+    for group in (first, second):
+        assert {key: group[key] for key in expected} == expected
+    assert (first["weight_decay"], second["weight_decay"]) == (0.1, 0.0)
+    args = arguments(tmp_path, optim="momo", learning_rate=0.3, adam_beta1=0.8, optim_args="bias_correction=1,lb=-2")
+    group = Trainer(Net(), args, train_dataset=Points()).create_optimizer().param_groups[0]
+    assert (group["lr"], group["beta"], group["bias_correction"], group["lb"]) == (0.3, 0.8, True, -2.0)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("lbb=1", "no key 'lbb' for MomoAdam; it takes lb, divide, use_fstar"),
+        ("lr=1", "no key 'lr'.*TrainingArguments of their own"),
+        ("lb=low", "lb must be a number, got 'low'"),
+        ("use_fstar=yes please", "use_fstar must be true or false, got 'yesplease'"),
+    ],
+)
+def test_wrong_optim_args_are_named(text, message, tmp_path):
+    args = arguments(tmp_path, optim_args=text)
+    with pytest.raises(ValueError, match=message):
+        Trainer(Net(), args, train_dataset=Points()).create_optimizer()
+
+
+# ---- The loss ----
+
+
+def by_hand(batches, cls=MomoAdam, net=Net, clip=None, **options):
+    """Step sizes of a bare loop over global batches, each one forward and backward pass."""
+    model, data = net(dtype=torch.float64), Points(ragged=True, dtype=torch.float64)
+    optimizer = cls(model.parameters(), lr=1.0, **options)
+    taus = []
+    for rows in batches:
+        optimizer.zero_grad()
+        loss = model(data.inputs[rows], data.labels[rows])["loss"]
+        loss.backward()
+        if clip:
+            norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.set_clip_factor(clip / (norm + 1e-6))
+        optimizer.step(loss=loss)
+        taus.append(float(optimizer.param_groups[0]["effective_lr"]))
+    return taus
+
+
+class InOrder:
+    """Takes the data in order, so that a loop by hand sees the same batches."""
+
+    def _get_train_sampler(self, *args, **kwargs):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class PlainTrainer(InOrder, Trainer):
+    pass
+
+
+class PlainSeq2SeqTrainer(InOrder, Seq2SeqTrainer):
+    pass
+
+
+class OurTrainer(InOrder, MomoTrainer):
+    pass
+
+
+@pytest.mark.parametrize("trainer_cls", [PlainTrainer, PlainSeq2SeqTrainer, OurTrainer])
+@pytest.mark.parametrize("optim", METHODS)
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_every_trainer_gets_the_loss_of_the_global_batch(trainer_cls, optim, clip, accumulation, tmp_path):
+    """Losses normalised by the targets of the whole window: 10 + 10 + 4 rows an epoch, the last window incomplete."""
+    cls = Seq2SeqTrainingArguments if trainer_cls is PlainSeq2SeqTrainer else TrainingArguments
+    batch = {1: 10, 2: 5, 4: 3}[accumulation]
+    args = arguments(
+        tmp_path, cls, optim=optim, max_grad_norm=clip, gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=batch,
+    )  # fmt: skip
+    model = TokenNet(dtype=torch.float64)
+    callbacks = [] if trainer_cls is OurTrainer else [MomoCallback()]
+    trainer = trainer_cls(model, args, train_dataset=Points(ragged=True, dtype=torch.float64), callbacks=callbacks)
+    trainer.train()
+    size = batch * accumulation
+    batches = [slice(start, start + size) for start in range(0, 24, size)] * 3
+    options = {} if optim == "momo_adam" else {"beta": 0.9}
+    expected = by_hand(batches[:6], METHODS[optim], clip=clip, **options)
+    torch.testing.assert_close(step_sizes(trainer), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_losses_without_token_counts_are_averaged_over_the_window(accumulation, tmp_path):
+    args = arguments(
+        tmp_path, gradient_accumulation_steps=accumulation, per_device_train_batch_size=8 // accumulation,
+        max_grad_norm=0.0,
+    )  # fmt: skip
+    trainer = OurTrainer(Net(dtype=torch.float64), args, train_dataset=Points(dtype=torch.float64))
+    trainer.train()
+    model, data = Net(dtype=torch.float64), Points(dtype=torch.float64)
+    optimizer, expected = MomoAdam(model.parameters(), lr=1.0), []
+    for step in range(6):
+        rows = slice(step * 8 % 24, step * 8 % 24 + 8)
+        optimizer.zero_grad()
+        loss = model(data.inputs[rows], data.labels[rows])["loss"]
+        loss.backward()
+        optimizer.step(loss=loss)
+        expected.append(float(optimizer.param_groups[0]["effective_lr"]))
+    torch.testing.assert_close(step_sizes(trainer), expected, rtol=1e-9, atol=0)
+
+
+def test_the_official_way_works_too(tmp_path):
+    args = arguments(tmp_path, optim="adamw_torch", max_grad_norm=0.0)
+    kwargs = {**momo_kwargs(args, MomoAdam), "lb": 0.01}
+    trainer = OurTrainer(
+        Net(), args, train_dataset=Points(), optimizer_cls_and_kwargs=(MomoAdam, kwargs)
+    )  # fmt: skip
+    trainer.train()
+    assert len(step_sizes(trainer)) == 6 and trainer.optimizer.param_groups[0]["lb"] == 0.01
+
+
+def test_an_optimizer_of_the_users_own_is_taken_as_it_is(tmp_path):
+    model = Net()
+    optimizer = MomoAdam(model.parameters(), lr=0.5, lb=0.02)
+    trainer = OurTrainer(model, arguments(tmp_path), train_dataset=Points(), optimizers=(optimizer, None))
+    trainer.train()
+    assert len(step_sizes(trainer)) == 6 and optimizer.param_groups[0]["lb"] == 0.02
+
+
+def test_the_mixin_goes_with_any_trainer(tmp_path):
+    class SomeTrainer(InOrder, Trainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            return 2 * super().compute_loss(model, inputs, *args, **kwargs)
+
+    class Mixed(MomoTrainerMixin, SomeTrainer):
+        pass
+
+    trainer = Mixed(Net(), arguments(tmp_path, max_grad_norm=0.0), train_dataset=Points())
+    trainer.train()
+    assert trainer.state.log_history[0]["momo/loss_avg"] == pytest.approx(
+        trainer.state.log_history[0]["loss"], rel=1e-5
+    )
+
+
+# ---- What the user sees ----
+
+
+def test_numbers_appear_at_the_logging_steps_and_only_there(tmp_path):
+    seen = []
+
+    class Tracker(MomoCallback.__mro__[1]):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(dict(logs))
+
+    args = arguments(tmp_path, logging_steps=3, learning_rate=1e-3, max_grad_norm=0.0)
+    trainer = OurTrainer(Net(), args, train_dataset=Points(), callbacks=[Tracker()])
+    trainer.train()
+    keys = {f"momo/{name}" for name in ("effective_lr", "polyak_lr", "lb", "loss_avg", "capped", "skipped")}
+    logged = [entry for entry in seen if "loss" in entry]
+    assert len(logged) == 2 and all(keys <= set(entry) for entry in logged)
+    assert logged[1]["momo/effective_lr"] == pytest.approx(1e-3) and logged[1]["momo/capped"] == 1.0
+    assert logged[1]["momo/polyak_lr"] > 1e-3
+    assert not any(key in entry for entry in seen if "loss" not in entry for key in keys)
+
+
+def test_a_summary_ends_the_training(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        OurTrainer(Net(), arguments(tmp_path, learning_rate=1e-3), train_dataset=Points()).train()
+    (line,) = [r.message for r in caplog.records if "used step sizes" in r.message]
+    assert "from 1.00e-03 to 1.00e-03" in line and "the cap decided 100% of 6 steps, and 0 were skipped" in line
+
+
+def test_a_learning_rate_left_alone_is_pointed_out_once(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        args = arguments(tmp_path)
+        args.learning_rate = TrainingArguments.learning_rate
+        OurTrainer(Net(), args, train_dataset=Points()).train()
+        assert sum("learning_rate was left" in r.message for r in caplog.records) == 1
+        caplog.clear()
+        OurTrainer(Net(), arguments(tmp_path), train_dataset=Points()).train()
+        assert not any("learning_rate was left" in r.message for r in caplog.records)
+
+
+def test_a_bound_above_the_loss_is_pointed_out_once(tmp_path, caplog):
+    args = arguments(tmp_path, max_steps=110, optim_args="lb=1000")
+    with caplog.at_level(logging.WARNING):
+        OurTrainer(Net(), args, train_dataset=Points()).train()
+    assert sum("lb=1000" in r.message and "stalls" in r.message for r in caplog.records) == 1
+
+
+def test_a_non_finite_loss_is_counted_in_the_logs(tmp_path):
+    class Broken(OurTrainer):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            return loss * float("nan") if self.state.global_step == 2 else loss
+
+    trainer = Broken(Net(), arguments(tmp_path), train_dataset=Points())
+    trainer.train()
+    skipped = [entry["momo/skipped"] for entry in trainer.state.log_history if "momo/skipped" in entry]
+    assert skipped == [0, 0, 1, 1, 1, 1]
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("epsilon, classes", [(0.1, 7), (0.3, 50), (1.0, 3)])
+def test_the_bound_is_what_the_label_smoother_can_reach(epsilon, classes):
+    logits = nn.Parameter(torch.zeros(1, 1, classes, dtype=torch.float64))
+    labels = torch.zeros(1, 1, dtype=torch.long)
+    optimizer = torch.optim.LBFGS([logits], lr=0.5, max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-14)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = LabelSmoother(epsilon)({"logits": logits}, labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert label_smoothing_bound(epsilon, classes) == pytest.approx(float(closure().detach()), abs=1e-6)
+
+
+class Classifier(nn.Module):
+    """Has what Trainer's label smoother and the bound need: logits and an output embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = PreTrainedConfig()
+        self.out = nn.Linear(5, 11)
+
+    def get_output_embeddings(self):
+        return self.out
+
+    def forward(self, inputs, labels=None):
+        return {"logits": self.out(inputs)}
+
+
+class Labelled(Points):
+    def __getitem__(self, index):
+        return {"inputs": self.inputs[index], "labels": torch.tensor(index % 11)}
+
+
+@pytest.mark.parametrize("given", [None, "lb=0.25"])
+def test_label_smoothing_sets_the_bound_unless_given(given, tmp_path):
+    args = arguments(tmp_path, label_smoothing_factor=0.1, optim_args=given)
+    trainer = MomoTrainer(Classifier(), args, train_dataset=Labelled())
+    trainer.train()
+    expected = 0.25 if given else label_smoothing_bound(0.1, 11)
+    assert trainer.optimizer.param_groups[0]["lb"] == expected
+    assert trainer.state.log_history[0]["momo/lb"] == pytest.approx(expected)
+
+
+def test_seq2seq_trainer_is_one():
+    assert issubclass(MomoSeq2SeqTrainer, MomoTrainerMixin) and issubclass(MomoSeq2SeqTrainer, Seq2SeqTrainer)
