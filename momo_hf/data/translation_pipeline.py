@@ -1,0 +1,36 @@
+"""`pipeline("translation", FOLDER)` for transformers 5, which no longer has that task.
+
+Importing this module registers the task in transformers' registry, unless transformers has it.
+"""
+
+from typing import Any
+
+from transformers import AutoModelForSeq2SeqLM, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
+
+
+class TranslationPipeline(Pipeline):
+    """Translates strings with a seq2seq model; generation arguments go into the call."""
+
+    _load_tokenizer = True
+    _pipeline_calls_generate = True
+
+    def _sanitize_parameters(self, **generate_kwargs: Any) -> tuple[dict, dict, dict]:
+        return {}, generate_kwargs, {}
+
+    def preprocess(self, text: str) -> dict[str, Any]:
+        inputs = self.tokenizer(text, return_tensors="pt", truncation=True)
+        return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+
+    def _forward(self, inputs: dict[str, Any], **generate_kwargs: Any) -> Any:
+        return self.model.generate(**inputs, **generate_kwargs)
+
+    def postprocess(self, output_ids: Any) -> list[dict[str, str]]:
+        texts = self.tokenizer.batch_decode(output_ids, skip_special_tokens=True)
+        return [{"translation_text": text} for text in texts]
+
+
+# transformers refuses the names it removed, even where another package has registered them.
+REMOVED_TASKS.pop("translation", None)
+if "translation" not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline("translation", TranslationPipeline, pt_model=AutoModelForSeq2SeqLM)

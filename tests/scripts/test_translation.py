@@ -1,0 +1,75 @@
+"""scripts/run_translation.py as a user runs it, at a tiny size."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+
+import momo_hf.data.translation_pipeline  # noqa: F401
+
+
+TINY = [
+    "--max_train_samples", 64, "--max_eval_samples", 4, "--per_device_train_batch_size", 8, "--vocab_size", 300,
+    "--d_model", 16, "--layers", 1, "--ffn_dim", 16, "--attention_heads", 2, "--generation_max_length", 8,
+    "--max_length", 48, "--logging_steps", 1, "--disable_tqdm", "True", "--use_cpu", "True",
+    "--dataloader_pin_memory", "False",
+]  # fmt: skip
+SCRIPT = ["scripts/run_translation.py", "configs/translation/demo.yaml", *TINY]
+
+
+def results(folder):
+    return json.loads((Path(folder) / "results.json").read_text())
+
+
+def test_train_resume_and_use(run_script, tmp_path):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    shown = run_script(*SCRIPT, "--output_dir", once, "--num_train_epochs", 2, "--save_total_limit", 2).stdout
+    assert "BLEU" in shown and shown.count("\n> ") == 4
+
+    found = results(once)
+    assert {"test_bleu", "test_chrf", "eval_loss", "train_loss"} <= set(found["metrics"])
+    assert found["arguments"]["optim"] == "momo_adam" and found["arguments"]["dataset"] == "demo"
+    assert found["versions"]["torch"] and found["seconds"] > 0 and len(found["samples"]) == 4
+    assert any(once.rglob("events.out.tfevents*"))
+
+    # The second epoch again, from the checkpoint of the first: the same losses and step sizes.
+    checkpoint = once / "checkpoint-8"
+    run_script(
+        *SCRIPT, "--output_dir", twice, "--num_train_epochs", 2, "--resume_from_checkpoint", checkpoint,
+        "--save_total_limit", 2,
+    )  # fmt: skip
+
+    def history(folder):
+        state = json.loads((folder / "checkpoint-16" / "trainer_state.json").read_text())
+        return [(e["step"], e["loss"], e["momo/effective_lr"]) for e in state["log_history"] if "loss" in e]
+
+    assert len(history(once)) == 16 and history(once) == history(twice)
+
+    tokenizer, model = AutoTokenizer.from_pretrained(once), AutoModelForSeq2SeqLM.from_pretrained(once)
+    text = "Wir sehen uns am Dienstag, 3. März 2026."
+    ids = model.generate(**tokenizer(text, return_tensors="pt", return_token_type_ids=False), max_length=8)
+    expected = tokenizer.decode(ids[0], skip_special_tokens=True)
+    translate = pipeline("translation", str(once))
+    assert translate(text, max_length=8) == [{"translation_text": expected}]
+
+    # Fine-tune what was just trained.
+    again = tmp_path / "again"
+    options = ["--model_name_or_path", once, "--max_steps", 2, "--eval_strategy", "no", "--save_strategy", "no"]
+    run_script(
+        *SCRIPT, *options, "--output_dir", again, "--load_best_model_at_end", "False", "--learning_rate", "1e-4"
+    )
+    assert results(again)["arguments"]["model_name_or_path"] == str(once)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["configs/translation/none.yaml"], "config file configs/translation/none.yaml does not exist"),
+        (["configs/translation/demo.yaml", "--optim", "adamm"], "invalid choice: 'adamm'"),
+        (["configs/translation/demo.yaml", "--dataset", "./nowhere"], "'./nowhere' does not exist"),
+    ],
+)
+def test_wrong_arguments_are_named(run_script, arguments, message, tmp_path):
+    result = run_script("scripts/run_translation.py", *arguments, check=False)
+    assert result.returncode != 0 and message in result.stderr
