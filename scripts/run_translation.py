@@ -146,7 +146,6 @@ def main() -> None:
 
     data = shorten(load_translation(data_args.dataset, data_args.source_lang, data_args.target_lang), data_args)
     tokenizer, model = load_model(model_args, data, data_args.max_length)
-    # A setting of the config's generation_* arguments wins over the checkpoint's.
     if args.generation_max_length is None:
         args.generation_max_length = data_args.max_length
     tokens = tokenize(data, tokenizer, data_args)
@@ -170,11 +169,13 @@ def main() -> None:
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         compute_metrics=compute_metrics,
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
+    trainer.save_state()
 
-    metrics = trainer.evaluate()
-    metrics["train_loss"] = trainer.state.log_history[-2].get("train_loss")
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    metrics = {"train_loss": trained.training_loss, "last_logged_loss": logged[-1] if logged else None}
+    metrics.update(trainer.evaluate())
     split = "test" if "test" in tokens else "validation"
     predicted = trainer.predict(tokens[split], metric_key_prefix="test")
     metrics.update(predicted.metrics)

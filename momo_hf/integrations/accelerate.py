@@ -18,6 +18,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
+from momo_hf.integrations import deepspeed
 from momo_hf.optim import MomoOptimizer
 
 
@@ -38,6 +39,7 @@ class LossWindow:
         self._local: Tensor | None = None
         self._reduced: list[tuple[Tensor, dist.Work | None]] = []
         self._clip_factor: Tensor | None = None
+        self.zero: Any = None  # ZeRO's optimizer, which clips inside its step
         self._steps = 0
         self._skipped_seen = 0
         self._warned: set[str] = set()
@@ -86,8 +88,9 @@ class LossWindow:
         total = sum(total for total, _ in self._reduced) / ranks
         # Parameters that FSDP keeps on the CPU take their scalars from there too.
         optimizer.set_loss(total.to(optimizer.param_groups[0]["step"].device))
-        if self._clip_factor is not None:
-            optimizer.set_clip_factor(self._clip_factor)
+        factor = self._clip_factor if self.zero is None else deepspeed.clip_factor(self.zero)
+        if factor is not None:
+            optimizer.set_clip_factor(factor)
         self.clear()
         self._steps += 1
         if self._steps % CHECK_EVERY == 0:
@@ -177,20 +180,19 @@ def _backward(original: Callable) -> Callable:
         window = _window(find_optimizer(self))
         if window is None:
             return original(self, loss, **kwargs)
-        deepspeed = self.distributed_type == DistributedType.DEEPSPEED
-        if not deepspeed:
-            divisor = self.gradient_accumulation_steps
-        elif kwargs.get("scale_wrt_gas", True):
-            divisor = self.deepspeed_engine_wrapped.engine.gradient_accumulation_steps()
-        else:
-            divisor = 1
+        zero = self.distributed_type == DistributedType.DEEPSPEED
+        divisor = self.gradient_accumulation_steps
+        if zero:
+            engine = self.deepspeed_engine_wrapped.engine
+            window.zero = window.zero or deepspeed.connect(engine, find_optimizer(self))
+            divisor = engine.gradient_accumulation_steps() if kwargs.get("scale_wrt_gas", True) else 1
         window.add(loss.detach() / divisor, last=self.sync_gradients)
         try:
             result = original(self, loss, **kwargs)
         except BaseException:
             window.clear()
             raise
-        if deepspeed and self.sync_gradients:
+        if zero and self.sync_gradients:
             window.clear()
         return result
 
@@ -272,3 +274,4 @@ def install() -> None:
     Accelerator.clip_grad_value_ = _clip_grad_value_(Accelerator.clip_grad_value_)
     AcceleratedOptimizer.step = _then_clear(AcceleratedOptimizer.step)
     AcceleratedOptimizer.zero_grad = _then_clear(AcceleratedOptimizer.zero_grad)
+    deepspeed.install()

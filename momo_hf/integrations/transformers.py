@@ -67,7 +67,16 @@ def _typed(key: str, text: str, is_flag: bool) -> bool | float:
 
 def _handler(context: OptimizerContext) -> tuple[type[MomoOptimizer], dict[str, Any]]:
     cls = METHODS[OptimizerNames(context.args.optim).value]
-    return cls, momo_kwargs(context.args, cls)
+    kwargs = momo_kwargs(context.args, cls)
+    if context.args.deepspeed_plugin is not None and context.model is not None:
+        # ZeRO steps on every group by itself, and one step size for all needs a single one.
+        kwargs["params"] = [p for p in context.model.parameters() if p.requires_grad]
+        if context.args.weight_decay:
+            logger.warning(
+                f"Under DeepSpeed all parameters are one group, so weight_decay={context.args.weight_decay} acts on "
+                "biases and norms too."
+            )
+    return cls, kwargs
 
 
 def register() -> None:

@@ -5,6 +5,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
@@ -42,6 +43,8 @@ class MomoOptimizer(Optimizer):
         }
         self._loss: Tensor | float | None = None
         self._clip_factor: Tensor | float | None = None
+        # Where plain tensors are parts of flat partitions (ZeRO): the processes that hold the other parts.
+        self.shard_group: dist.ProcessGroup | None = None
         super().__init__(params, defaults)
 
     # ---- What a method says ----
@@ -148,7 +151,7 @@ class MomoOptimizer(Optimizer):
         weight = average_weight(step, beta, corrected)
 
         buckets = sort_into_buckets(
-            self.param_groups, self.state, ("exp_avg", *self.buffers), self._option_names(), like.dtype
+            self.param_groups, self.state, ("exp_avg", *self.buffers), self._option_names(), self._layout, like.dtype
         )
         dual_norm_sq, overlap = self._inner_products(buckets, weight, step)
         state, update = next_step(
@@ -172,7 +175,7 @@ class MomoOptimizer(Optimizer):
 
     def _inner_products(self, buckets: list[Bucket], weight: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """First pass: n_g and s_g, two vectors with one entry per group, over all shards."""
-        sums: dict[Layout, Tensor] = {
+        sums: dict[Layout | None, Tensor] = {
             layout: weight.new_zeros(2, len(self.param_groups)) for layout in self._layouts()
         }
         for bucket in buckets:
@@ -217,9 +220,12 @@ class MomoOptimizer(Optimizer):
         self.update_buffers(grad, buffers, group)
         return momentum, buffers
 
-    def _layouts(self) -> list[Layout]:
+    def _layout(self, p: Tensor) -> Layout | None:
+        return layout_of(p, self.shard_group)
+
+    def _layouts(self) -> list[Layout | None]:
         """Every layout of the model, in the same order on all processes, also where a process has no gradient."""
-        return list(dict.fromkeys([None, *(layout_of(p) for g in self.param_groups for p in g["params"])]))
+        return list(dict.fromkeys([None, *(self._layout(p) for g in self.param_groups for p in g["params"])]))
 
     def _per_group(self, option: str, like: Tensor) -> Tensor:
         """One option of all groups as a vector, without a read-back where it is a tensor."""
@@ -307,3 +313,4 @@ class MomoOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._loss = self._clip_factor = None
+        self.__dict__.setdefault("shard_group", None)

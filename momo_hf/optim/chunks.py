@@ -5,13 +5,13 @@ cache (CPU) or small (elsewhere), whatever the size of the model: large tensors 
 mathematics of a method is written once, for one flat tensor, in at least float32.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from momo_hf.optim.sharding import Layout, layout_of, local, same_layout_gradient
+from momo_hf.optim.sharding import Layout, local, same_layout_gradient
 
 
 # Elements of a piece. On a CPU a few pieces must fit in the cache; elsewhere a kernel launch must be worth its price.
@@ -85,7 +85,7 @@ class Bucket(NamedTuple):
 
     index: int  # of the first group they come from
     group: dict[str, Any]
-    layout: Layout
+    layout: Layout | None
     moves: bool  # False where there is no gradient: the momentum decays, the parameter stays
     pieces: list[Piece]
 
@@ -95,6 +95,7 @@ def sort_into_buckets(
     state: Mapping[Tensor, dict[str, Tensor]],
     names: tuple[str, ...],
     options: tuple[str, ...],
+    layout_of: Callable[[Tensor], Layout | None],
     dtype: torch.dtype,
 ) -> list[Bucket]:
     """Collect the parameters of all groups that are updated alike, so that many small groups cost no more than one.
@@ -106,6 +107,7 @@ def sort_into_buckets(
         state: its state per parameter.
         names: the entries of the state that the method works on.
         options: the keys of a group that decide how its parameters are updated.
+        layout_of: how a parameter is split over processes.
         dtype: the dtype to compute in.
 
     Raises:

@@ -1,32 +1,42 @@
 """Sums of a few scalars over the shards of a model.
 
-The inner products of a step are sums over parameters. Where a parameter is a `DTensor`, this process holds a part of
-it, and the sum has to go over the mesh dimensions that shard it; dimensions that replicate it count once.
+The inner products of a step are sums over parameters. Where this process holds only a part of a parameter, the sum
+has to go over the processes that hold the other parts; processes that hold copies of one part count once.
 """
+
+from typing import NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 
-# A device mesh and those of its dimensions along which a tensor is sharded; None for a plain tensor.
-Layout = tuple[dist.DeviceMesh, tuple[int, ...]] | None
+class Layout(NamedTuple):
+    """How a parameter is split: the process groups to sum over, one after the other, and where they communicate."""
+
+    groups: tuple[dist.ProcessGroup, ...]
+    device_type: str
 
 
-def layout_of(tensor: Tensor) -> Layout:
-    """Along which mesh dimensions the tensor is split; None where this process holds all of it.
+def layout_of(tensor: Tensor, shard_group: dist.ProcessGroup | None = None) -> Layout | None:
+    """How the tensor is split over processes; None where this process holds all of it.
+
+    Args:
+        tensor: a parameter.
+        shard_group: for plain tensors that are parts of a flat partition (ZeRO): the processes that hold the others.
 
     Raises:
         ValueError: the tensor holds partial sums, which no optimizer can step on.
     """
     if not isinstance(tensor, DTensor):
-        return None
+        return None if shard_group is None else Layout((shard_group,), tensor.device.type)
     if any(placement.is_partial() for placement in tensor.placements):
         raise ValueError(
             f"A parameter has placements {tensor.placements}: redistribute it to Shard or Replicate first."
         )
-    dims = tuple(dim for dim, placement in enumerate(tensor.placements) if not placement.is_replicate())
-    return (tensor.device_mesh, dims) if dims else None
+    mesh = tensor.device_mesh
+    dims = [dim for dim, placement in enumerate(tensor.placements) if not placement.is_replicate()]
+    return Layout(tuple(mesh.get_group(dim) for dim in dims), mesh.device_type) if dims else None
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -34,11 +44,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def sum_over_shards(sums: Tensor, layout: Layout) -> Tensor:
-    """Add up a small vector over the shards of a layout: one collective per sharded mesh dimension.
+def sum_over_shards(sums: Tensor, layout: Layout | None) -> Tensor:
+    """Add up a small vector over the shards of a layout.
 
     Args:
-        sums: this process's part, on any device; every process of the mesh calls this at the same point.
+        sums: this process's part, on any device; every process of the layout calls this at the same point.
         layout: from `layout_of`.
 
     Returns:
@@ -46,11 +56,10 @@ def sum_over_shards(sums: Tensor, layout: Layout) -> Tensor:
     """
     if layout is None:
         return sums
-    mesh, dims = layout
-    # Parameters may live on the CPU while the mesh communicates between accelerators (offload).
-    total = sums.to(mesh.device_type, copy=True)
-    for dim in dims:
-        dist.all_reduce(total, group=mesh.get_group(dim))
+    # Parameters may live on the CPU while their processes communicate between accelerators (offload).
+    total = sums.to(layout.device_type, copy=True)
+    for group in layout.groups:
+        dist.all_reduce(total, group=group)
     return total.to(sums.device)
 
 
