@@ -98,7 +98,10 @@ def new_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_leng
         forced_eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id,
     )
-    return MarianMTModel(config)
+    model = MarianMTModel(config)
+    # One module instead of three that tie their weight: FSDP2 wants a shared parameter in one group.
+    model.model.encoder.embed_tokens = model.model.decoder.embed_tokens = model.model.shared
+    return model
 
 
 def load_model(args: ModelArguments, data: DatasetDict, max_length: int):

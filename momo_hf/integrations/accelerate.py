@@ -153,7 +153,7 @@ def momo_metrics(optimizer: Any) -> dict[str, float]:
         optimizer: a MoMo optimizer, prepared by accelerate or not.
 
     Returns:
-        `momo/effective_lr` (τρ, comparable with the lr of Adam or SGD), `momo/polyak_lr` (the same without the cap),
+        `momo/effective_lr` (τρ, comparable with the lr of Adam or SGD; of the group with the largest `lr`), `momo/polyak_lr` (the same without the cap),
         `momo/lb` (the lower bound in use), `momo/loss_avg` (f̄/ρ), `momo/skipped` (steps dropped so far because
         something was not finite); an empty dict for another optimizer.
     """
@@ -161,8 +161,10 @@ def momo_metrics(optimizer: Any) -> dict[str, float]:
     if optimizer is None:
         return {}
     group = optimizer.param_groups[0]
-    names = ("effective_lr", "polyak_lr", "fstar", "loss_avg", "step", "skipped")
-    effective_lr, polyak_lr, fstar, loss_avg, step, skipped = torch.stack([group[name] for name in names]).tolist()
+    names = ("polyak_lr", "fstar", "loss_avg", "step", "skipped")
+    effective_lr = torch.stack([g["effective_lr"] for g in optimizer.param_groups]).max()
+    values = torch.stack([effective_lr, *(group[name] for name in names)]).tolist()
+    effective_lr, polyak_lr, fstar, loss_avg, step, skipped = values
     beta = group["beta"] if "beta" in group else group["betas"][0]
     rho = 1 - beta**step if group["bias_correction"] and step > 0 else 1.0
     return {
@@ -180,6 +182,8 @@ def _backward(original: Callable) -> Callable:
         window = _window(find_optimizer(self))
         if window is None:
             return original(self, loss, **kwargs)
+        if self.distributed_type == DistributedType.FSDP and not self.is_fsdp2:
+            raise ValueError("MoMo does not run under FSDP1. Set `fsdp_version: 2` in the accelerate config.")
         zero = self.distributed_type == DistributedType.DEEPSPEED
         divisor = self.gradient_accumulation_steps
         if zero:

@@ -171,6 +171,7 @@ class MomoOptimizer(Optimizer):
         for bucket in buckets:
             self._write(bucket, weight, step, update)
         self._keep(state)
+        self._show(update)
         return loss if loss is not None else given
 
     def _inner_products(self, buckets: list[Bucket], weight: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,6 +268,7 @@ class MomoOptimizer(Optimizer):
             self._keep(zeros._replace(fstar=torch.full_like(zeros.fstar, group["lb"])))
         else:
             self._keep(self._model_state())
+        group.setdefault("effective_lr", torch.zeros_like(head["step"]))
 
     def _home(self) -> torch.device:
         """Where the scalars live: with the first parameter that has memory."""
@@ -281,6 +283,12 @@ class MomoOptimizer(Optimizer):
         """Store the scalars in every group, so that any of them carries the whole model through a checkpoint."""
         for group in self.param_groups:
             group.update(state._asdict())
+
+    def _show(self, update: Step) -> None:
+        """Write `effective_lr` for whoever logs; a skipped step leaves the one before it."""
+        shown = torch.stack([group["effective_lr"].to(update.ok.device) for group in self.param_groups])
+        for group, value in zip(self.param_groups, torch.where(update.ok, update.effective_lr, shown).unbind()):
+            group["effective_lr"] = value
 
     def _init_state(self) -> None:
         for p in chain.from_iterable(group["params"] for group in self.param_groups):
@@ -301,7 +309,7 @@ class MomoOptimizer(Optimizer):
         Raises:
             ValueError: the state was not saved by this method.
         """
-        keys = (*ModelState._fields, *self._option_names())
+        keys = (*ModelState._fields, "effective_lr", *self._option_names())
         check_checkpoint(type(self).__name__, state_dict, keys, ("exp_avg", *self.buffers))
         super().load_state_dict(state_dict)
         params = chain.from_iterable(group["params"] for group in self.param_groups)

@@ -27,8 +27,7 @@ class ModelState(NamedTuple):
         loss_avg: f̄, the averaged loss.
         drift: c_k + <d_k, x_{k+1} - x_k>, which becomes c_{k+1} when multiplied by β.
         fstar: f*, the lower bound in use.
-        effective_lr: τρ of the last step, comparable with the lr of Adam or SGD.
-        polyak_lr: what τρ would have been without the cap.
+        polyak_lr: what τρ of the last step would have been without the cap; comparable with the lr of Adam or SGD.
         capped: number of steps on which the cap `lr` decided.
         skipped: number of steps dropped because the loss or a gradient was not finite.
         stalled: number of steps in a row whose model lay at or below f*, so that the step was 0.
@@ -38,7 +37,6 @@ class ModelState(NamedTuple):
     loss_avg: Tensor
     drift: Tensor
     fstar: Tensor
-    effective_lr: Tensor
     polyak_lr: Tensor
     capped: Tensor
     skipped: Tensor
@@ -50,11 +48,13 @@ class Step(NamedTuple):
 
     Attributes:
         factor: τ r_g per group, shape (groups,); 0 on a skipped step.
+        effective_lr: τ r_g ρ per group, shape (groups,), comparable with the lr of Adam or SGD.
         decay: a_g = α_g λ_g per group, shape (groups,); 0 on a skipped step.
         ok: 0-dim bool, False where nothing may be changed.
     """
 
     factor: Tensor
+    effective_lr: Tensor
     decay: Tensor
     ok: Tensor
 
@@ -144,7 +144,6 @@ def next_step(
         loss_avg=loss_avg,
         drift=drift + moved,
         fstar=fstar,
-        effective_lr=tau * rho,
         polyak_lr=polyak * rho,
         capped=state.capped + (moves & (cap / rho <= polyak)),
         skipped=state.skipped,
@@ -152,4 +151,4 @@ def next_step(
     )
     kept = ModelState(*(where(ok, n, o).to(o.dtype) for n, o in zip(new, state)))
     kept = kept._replace(skipped=state.skipped + ~ok)
-    return kept, Step(factor=where(ok, tau * ratio, 0.0), decay=where(ok, decay, 0.0), ok=ok)
+    return kept, Step(where(ok, tau * ratio, 0.0), tau * ratio * rho, where(ok, decay, 0.0), ok)
