@@ -180,11 +180,17 @@ def main() -> None:
     metrics = {"train_loss": trained.training_loss, "last_logged_loss": logged[-1] if logged else None}
     metrics.update(trainer.evaluate())
     split = "test" if "test" in tokens else "validation"
+    # Grouping by length would also reorder the test set, and the samples below must stand beside their sources.
+    sampling, args.train_sampling_strategy = args.train_sampling_strategy, "random"
     predicted = trainer.predict(tokens[split], metric_key_prefix="test")
+    args.train_sampling_strategy = sampling
     metrics.update(predicted.metrics)
+    shown = slice(data_args.samples)
     samples = [
-        {"source": row["source"], "reference": row["target"], "translation": text}
-        for row, text in zip(data[split], decode(predicted.predictions[: data_args.samples]))
+        {"source": source, "reference": reference, "translation": translation}
+        for source, reference, translation in zip(
+            data[split][shown]["source"], decode(predicted.label_ids[shown]), decode(predicted.predictions[shown])
+        )
     ]
     if trainer.is_world_process_zero():
         for sample in samples:

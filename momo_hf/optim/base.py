@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from momo_hf.optim.checks import NO_LOSS, check_checkpoint, check_group, check_loss, check_one_model
-from momo_hf.optim.chunks import Bucket, Piece, sort_into_buckets
+from momo_hf.optim.chunks import Bucket, sort_into_buckets
 from momo_hf.optim.model import ModelState, Step, average_weight, next_step
-from momo_hf.optim.sharding import Layout, layout_of, local, sum_over_shards
+from momo_hf.optim.passes import inner_products, write
+from momo_hf.optim.sharding import Layout, layout_of, local
 
 
 class MomoOptimizer(Optimizer):
@@ -59,6 +60,21 @@ class MomoOptimizer(Optimizer):
     def precondition(self, vector: Tensor, buffers: dict[str, Tensor], group: dict[str, Any], step: Tensor) -> Tensor:
         """Return D_k^{-1} vector, from the buffers after `update_buffers`; D must be positive. `step` is k, 0-dim."""
         return vector
+
+    def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> bool:
+        """Do the second pass with one of torch's fused kernels, if there is one for the method.
+
+        Args:
+            bucket: contiguous tensors of one dtype, all with a gradient.
+            step: k, 0-dim, as the three others, on the bucket's device.
+            factor: τ r_g.
+            decay: a_g.
+            ok: False where nothing may be changed.
+
+        Returns:
+            Whether it was done.
+        """
+        return False
 
     # ---- The loss ----
 
@@ -153,7 +169,7 @@ class MomoOptimizer(Optimizer):
         buckets = sort_into_buckets(
             self.param_groups, self.state, ("exp_avg", *self.buffers), self._option_names(), self._layout, like.dtype
         )
-        dual_norm_sq, overlap = self._inner_products(buckets, weight, step)
+        dual_norm_sq, overlap = inner_products(self, buckets, self._layouts(), weight, step)
         state, update = next_step(
             state,
             torch.as_tensor(given, dtype=like.dtype, device=like.device).reshape(()),
@@ -169,57 +185,10 @@ class MomoOptimizer(Optimizer):
             clip_factor=self._clip_tensor(clip_factor, like),
         )
         for bucket in buckets:
-            self._write(bucket, weight, step, update)
+            write(self, bucket, weight, step, update)
         self._keep(state)
         self._show(update)
         return loss if loss is not None else given
-
-    def _inner_products(self, buckets: list[Bucket], weight: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """First pass: n_g and s_g, two vectors with one entry per group, over all shards."""
-        sums: dict[Layout | None, Tensor] = {
-            layout: weight.new_zeros(2, len(self.param_groups)) for layout in self._layouts()
-        }
-        for bucket in buckets:
-            if not bucket.moves:
-                continue
-            decays = bucket.group["weight_decay"] != 0
-            norms, overlaps = [], []
-            for piece in bucket.pieces:
-                momentum, buffers = self._advance(piece, bucket.group, weight)
-                direction = self.precondition(momentum, buffers, bucket.group, step.to(piece.device))
-                norms.append(torch.dot(momentum, direction))
-                if decays:
-                    overlaps.append(torch.dot(momentum, piece.read("param")))
-            for row, parts in enumerate((norms, overlaps)):
-                if parts:
-                    sums[bucket.layout][row, bucket.index] += torch.stack(parts).sum().to(weight.device)
-        total = sum(sum_over_shards(part, layout) for layout, part in sums.items())
-        return total[0], total[1]
-
-    def _write(self, bucket: Bucket, weight: Tensor, step: Tensor, update: Step) -> None:
-        """Second pass: the momentum, the buffers and the parameters of a bucket."""
-        for piece in bucket.pieces:
-            device = piece.device
-            factor, decay, ok = (
-                t.to(device) for t in (update.factor[bucket.index], update.decay[bucket.index], update.ok)
-            )
-            momentum, buffers = self._advance(piece, bucket.group, weight)
-            if bucket.moves:
-                old = piece.read("param")
-                new = old - self.precondition(momentum, buffers, bucket.group, step.to(device)).mul(factor)
-                if bucket.group["weight_decay"] != 0:
-                    new = new / (1 + decay) if bucket.group["divide"] else new - decay * old
-                piece.write("param", torch.where(ok, new, old))
-            for name, value in {"exp_avg": momentum, **buffers}.items():
-                piece.write(name, torch.where(ok, value, piece.read(name)))
-
-    def _advance(self, piece: Piece, group: dict[str, Any], weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The momentum d_k and the buffers as they are after this gradient, as copies."""
-        grad = piece.read("grad")
-        momentum = torch.lerp(piece.read("exp_avg"), grad, weight.to(grad.device))
-        buffers = {name: piece.read(name).clone() for name in self.buffers}
-        self.update_buffers(grad, buffers, group)
-        return momentum, buffers
 
     def _layout(self, p: Tensor) -> Layout | None:
         return layout_of(p, self.shard_group)

@@ -31,12 +31,8 @@ class Piece:
         self.roles = roles
         self.dtype = dtype
 
-    @property
-    def device(self) -> torch.device:
-        return self.roles["grad"][0].device
-
     def read(self, role: str) -> Tensor:
-        """The role as one flat tensor; the memory itself where it already is one, so that callers must not write."""
+        """The role as one flat tensor: the memory itself where it already is one in the dtype to compute in."""
         tensors = self.roles[role]
         flat = tensors[0] if len(tensors) == 1 else torch.cat([t.reshape(-1) for t in tensors])
         return flat.reshape(-1).to(self.dtype)
@@ -44,6 +40,8 @@ class Piece:
     def write(self, role: str, flat: Tensor) -> None:
         """Put the values of a flat tensor back into the tensors of the role, rounded to their dtype."""
         tensors = self.roles[role]
+        if len(tensors) == 1 and tensors[0].data_ptr() == flat.data_ptr():
+            return
         parts = flat.split([t.numel() for t in tensors]) if len(tensors) > 1 else (flat,)
         torch._foreach_copy_(tensors, [part.view(t.shape) for part, t in zip(parts, tensors)])
 
@@ -87,7 +85,18 @@ class Bucket(NamedTuple):
     group: dict[str, Any]
     layout: Layout | None
     moves: bool  # False where there is no gradient: the momentum decays, the parameter stays
+    roles: dict[str, list[Tensor]]
     pieces: list[Piece]
+
+    @property
+    def device(self) -> torch.device:
+        return self.roles["param"][0].device
+
+    @property
+    def uniform(self) -> bool:
+        """Whether torch's fused kernels take the tensors as they are."""
+        dtype = self.roles["param"][0].dtype
+        return all(t.dtype == dtype and t.is_contiguous() for tensors in self.roles.values() for t in tensors)
 
 
 def sort_into_buckets(
@@ -137,5 +146,5 @@ def sort_into_buckets(
         roles = {"param": [local(p.detach()) for p in params], "grad": [local(g.detach()) for g in grads]}
         roles |= {name: [local(state[p][name]) for p in params] for name in names}
         parts = list(pieces(roles, dtype, pack=group["foreach"] is not False))
-        buckets.append(Bucket(first[key], group, layout, moves, parts))
+        buckets.append(Bucket(first[key], group, layout, moves, roles, parts))
     return buckets

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from momo_hf.optim.base import MomoOptimizer
 from momo_hf.optim.checks import check_range
+from momo_hf.optim.chunks import Bucket
 from momo_hf.optim.model import debias
 
 
@@ -87,3 +89,29 @@ class MomoAdam(MomoOptimizer):
         bias_correction2 = debias(group["betas"][1], step)
         scale = buffers["exp_avg_sq"].sqrt().mul_(bias_correction2.rsqrt()).add_(group["eps"])  # D_k
         return vector / scale
+
+    def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> bool:
+        # Adam's own kernel takes MoMo-Adam's step when its lr is τρ: it divides by ρ.
+        group, tensors = bucket.group, bucket.roles
+        params, beta1, beta2 = tensors["param"], *group["betas"]
+        if group["weight_decay"] != 0 and not group["divide"]:
+            torch._foreach_mul_(params, 1 - decay)
+        torch._fused_adam_(
+            params,
+            tensors["grad"],
+            tensors["exp_avg"],
+            tensors["exp_avg_sq"],
+            [],
+            [step] * len(params),
+            lr=factor * debias(beta1, step),
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            found_inf=(~ok).to(torch.float32),
+        )
+        if group["weight_decay"] != 0 and group["divide"]:
+            torch._foreach_div_(params, 1 + decay)
+        return True

@@ -124,7 +124,7 @@ def collectives(folder, kind):
 def saved(folder, kind, save_at="", resume=""):
     """Train 8 steps with accelerate, saving or resuming by `save_state`; returns step sizes and weights."""
     accelerator = accelerator_for(kind)
-    model, data = Net(dtype=torch.float32), Points()
+    model, data = Net(dtype=torch.float64), Points(dtype=torch.float64)
     optimizer = MomoAdam(model.parameters(), lr=1.0, weight_decay=0.01, use_fstar=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = accelerator.prepare(torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9))
@@ -145,3 +145,8 @@ def saved(folder, kind, save_at="", resume=""):
         log.append([float(optimizer.param_groups[0][name]) for name in SCALARS])
     weights = {n.removeprefix("module."): full(p) for n, p in model.named_parameters()}
     return {"log": torch.tensor(log, dtype=torch.float64), "weights": weights}
+
+
+def saved_and_resumed(folder, kind):
+    """A run that saves on its way, and its continuation from there."""
+    return [saved(folder, kind, save_at="4"), saved(folder, kind, resume=f"{folder}/state")]

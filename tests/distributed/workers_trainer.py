@@ -93,6 +93,14 @@ def run(folder, kind, kill_at="", resume=""):
     return train(folder, kind, kill_at=int(kill_at or 0), resume=resume or None, shuffle=True)
 
 
+def resumed_and_whole(folder, kind, checkpoint):
+    """A run that continues from a checkpoint, and one that was never interrupted, in one start of the processes."""
+    return [
+        train(Path(folder) / "resumed", kind, resume=checkpoint, shuffle=True),
+        train(Path(folder) / "whole", kind, shuffle=True),
+    ]
+
+
 ENVIRONMENTS = {
     "plain": None,
     "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_USE_CPU": "false"},

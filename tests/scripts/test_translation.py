@@ -7,12 +7,13 @@ import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 import momo_hf.data.translation_pipeline  # noqa: F401
+from momo_hf.data.translation import load_translation
 
 
 TINY = [
     "--max_train_samples", 64, "--max_eval_samples", 4, "--per_device_train_batch_size", 8, "--vocab_size", 300,
     "--d_model", 16, "--layers", 1, "--ffn_dim", 16, "--attention_heads", 2, "--generation_max_length", 8,
-    "--max_length", 48, "--logging_steps", 1, "--disable_tqdm", "True", "--use_cpu", "True",
+    "--max_length", 96, "--logging_steps", 1, "--disable_tqdm", "True", "--use_cpu", "True",
     "--dataloader_pin_memory", "False",
 ]  # fmt: skip
 SCRIPT = ["scripts/run_translation.py", "configs/translation/demo.yaml", *TINY]
@@ -32,6 +33,9 @@ def test_train_resume_and_use(run_script, tmp_path):
     assert found["arguments"]["optim"] == "momo_adam" and found["arguments"]["dataset"] == "demo"
     assert found["versions"]["torch"] and found["seconds"] > 0 and len(found["samples"]) == 4
     assert any(once.rglob("events.out.tfevents*"))
+    # Sources come from the data and references from the labels that the predictions belong to: they must match.
+    pairs = {row["source"]: row["target"] for row in load_translation("demo", "de", "en")["test"]}
+    assert all(pairs[sample["source"]] == sample["reference"] for sample in found["samples"])
 
     # The second epoch again, from the checkpoint of the first: the same losses and step sizes.
     checkpoint = once / "checkpoint-8"

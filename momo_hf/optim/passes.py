@@ -1,0 +1,108 @@
+"""The two passes of a step over the parameters.
+
+A step is a transaction: the first pass computes the inner products from what momentum and buffers are going to be, and
+writes nothing; the second pass writes, with a step size that is known to be finite, or leaves everything as it was.
+That costs one more read of the gradient than writing the momentum at once, and needs no collective of its own to find
+out that another process met a NaN. `ok` is a tensor, so no value is read back: where it is False the gradient is
+masked to 0 and every weight is 0.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from momo_hf.optim.chunks import Bucket
+from momo_hf.optim.model import Step
+from momo_hf.optim.sharding import Layout, sum_over_shards
+
+
+if TYPE_CHECKING:
+    from momo_hf.optim.base import MomoOptimizer
+
+
+def inner_products(
+    method: "MomoOptimizer", buckets: list[Bucket], layouts: list[Layout | None], weight: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor]:
+    """First pass: n_g = <d_g, u_g> and s_g = <d_g, x_g> over all shards.
+
+    Args:
+        method: the optimizer, for its preconditioner.
+        buckets: the parameters.
+        layouts: every way in which parameters are split, in the same order on all processes.
+        weight: 1-β_k, 0-dim.
+        step: k, 0-dim.
+
+    Returns:
+        Two vectors with one entry per parameter group.
+    """
+    groups = len(method.param_groups)
+    sums = {layout: weight.new_zeros(2, groups) for layout in layouts}
+    for bucket in buckets:
+        if not bucket.moves:
+            continue
+        group, rows = bucket.group, ([], [])
+        for piece in bucket.pieces:
+            grad = piece.read("grad")
+            momentum = torch.lerp(piece.read("exp_avg"), grad, weight.to(grad.device))
+            buffers = {name: piece.read(name).clone() for name in method.buffers}
+            method.update_buffers(grad, buffers, group)
+            direction = method.precondition(momentum, buffers, group, step.to(grad.device))
+            rows[0].append(torch.dot(momentum, direction))
+            if group["weight_decay"] != 0:
+                rows[1].append(torch.dot(momentum, piece.read("param")))
+        for row, parts in enumerate(rows):
+            if parts:
+                sums[bucket.layout][row, bucket.index] += torch.stack(parts).sum().to(weight.device)
+    total = sum(sum_over_shards(part, layout) for layout, part in sums.items())
+    return total[0], total[1]
+
+
+def write(method: "MomoOptimizer", bucket: Bucket, weight: Tensor, step: Tensor, update: Step) -> None:
+    """Second pass: the momentum, the buffers and the parameters of a bucket.
+
+    Args:
+        method: the optimizer, for its preconditioner.
+        bucket: the parameters.
+        weight: 1-β_k, 0-dim.
+        step: k, 0-dim.
+        update: the step to take.
+    """
+    device = bucket.device
+    weight, step, ok = weight.to(device), step.to(device), update.ok.to(device)
+    factor, decay = update.factor[bucket.index].to(device), update.decay[bucket.index].to(device)
+    if bucket.moves and bucket.uniform and method.fused_write(bucket, step, factor, decay, ok):
+        return
+    group, kept = bucket.group, ok.to(weight.dtype)
+    for piece in bucket.pieces:
+        grad = zero_unless(ok, piece.read("grad"))
+        momentum = piece.read("exp_avg").lerp_(grad, weight * kept)
+        buffers = {}
+        for name in method.buffers:
+            buffers[name] = piece.read(name).clone()
+        method.update_buffers(grad, buffers, group)
+        for name, new in buffers.items():
+            buffers[name] = piece.read(name).lerp_(new, kept)
+            piece.write(name, buffers[name])
+        piece.write("exp_avg", momentum)
+        if bucket.moves:
+            param = piece.read("param")
+            direction = method.precondition(momentum, buffers, group, step)
+            shrink_then_move(param, direction * factor, decay, group)
+            piece.write("param", param)
+
+
+def shrink_then_move(param: Tensor, move: Tensor, decay: Tensor, group: dict) -> None:
+    """x <- (x - move) / (1 + a), or AdamW's x <- (1 - a) x - move where `divide=False`, in place."""
+    if group["weight_decay"] == 0:
+        param.sub_(move)
+    elif group["divide"]:
+        param.sub_(move).div_(1 + decay)
+    else:
+        param.mul_(1 - decay).sub_(move)
+
+
+def zero_unless(ok: Tensor, tensor: Tensor) -> Tensor:
+    """A copy of the tensor, or zeros where `ok` is False: by its bits, because NaN * 0 is NaN."""
+    bits = {torch.float32: torch.int32, torch.float64: torch.int64}[tensor.dtype]
+    return (tensor.view(bits) * ok.to(bits)).view(tensor.dtype)
