@@ -123,7 +123,8 @@ def collectives(folder, kind):
 
 def saved(folder, kind, save_at="", resume=""):
     """Train 8 steps with accelerate, saving or resuming by `save_state`; returns step sizes and weights."""
-    accelerator = accelerator_for(kind)
+    # accelerate would otherwise step the scheduler once for every process, so that the lr depends on their number.
+    accelerator = accelerator_for(kind, step_scheduler_with_optimizer=False)
     model, data = Net(dtype=torch.float64), Points(dtype=torch.float64)
     optimizer = MomoAdam(model.parameters(), lr=1.0, weight_decay=0.01, use_fstar=True)
     model, optimizer = accelerator.prepare(model, optimizer)
