@@ -40,6 +40,7 @@ class MomoOptimizer(Optimizer):
             "use_fstar": False,
             "bias_correction": "betas" in defaults,
             "foreach": None,
+            "compile": False,
             **defaults,
         }
         self._loss: Tensor | float | None = None
@@ -54,25 +55,35 @@ class MomoOptimizer(Optimizer):
         """Raise a ValueError that names the option, its value and the fix, for a group whose options are wrong."""
         check_group(group)
 
-    def update_buffers(self, grad: Tensor, buffers: dict[str, Tensor], group: dict[str, Any]) -> None:
-        """Take a gradient into the method's buffers, in place. All tensors are flat, of one size, at least float32."""
-
-    def precondition(self, vector: Tensor, buffers: dict[str, Tensor], group: dict[str, Any], step: Tensor) -> Tensor:
-        """Return D_k^{-1} vector, from the buffers after `update_buffers`; D must be positive. `step` is k, 0-dim."""
-        return vector
-
-    def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> bool:
-        """Do the second pass with one of torch's fused kernels, if there is one for the method.
+    @staticmethod
+    def update_buffers(grad: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
+        """Take a gradient into the method's buffers.
 
         Args:
-            bucket: contiguous tensors of one dtype, all with a gradient.
-            step: k, 0-dim, as the three others, on the bucket's device.
-            factor: τ r_g.
-            decay: a_g.
-            ok: False where nothing may be changed.
+            grad: flat, at least float32.
+            buffers: the buffers by name, of the size and dtype of `grad`; not to be changed in place.
+            options: the method's own hyperparameters.
 
         Returns:
-            Whether it was done.
+            The new buffers by name.
+        """
+        return {}
+
+    @staticmethod
+    def precondition(vector: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
+        """Return D_k^{-1} vector, from the buffers after `update_buffers`; D must be positive."""
+        return vector
+
+    @staticmethod
+    def corrections(step: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
+        """Numbers that depend on the step k (0-dim) alone, for example bias corrections; they join the options."""
+        return {}
+
+    def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> bool:
+        """Do the second pass with one of torch's fused kernels and return True, if there is one for the method.
+
+        The bucket holds contiguous tensors of one dtype. `step` is k, `factor` τ r_g, `decay` a_g, all 0-dim on the
+        bucket's device; where `ok` is False nothing may be changed.
         """
         return False
 

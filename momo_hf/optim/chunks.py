@@ -17,6 +17,14 @@ from momo_hf.optim.sharding import Layout, local, same_layout_gradient
 # Elements of a piece. On a CPU a few pieces must fit in the cache; elsewhere a kernel launch must be worth its price.
 CPU_PIECE = 1 << 17
 DEVICE_PIECE = 1 << 24
+# On a CPU, copying a tensor into a pack costs more than a few calls of its own from about this size on.
+CPU_PACK = 1 << 15
+
+# Options that every method has. A method is given only its own ones, which stay the same from step to step, so that a
+# compiled pass is not compiled anew when the lr changes.
+SHARED_BY_METHODS = (
+    "lr", "weight_decay", "lb", "beta", "bias_correction", "use_fstar", "divide", "foreach", "compile",
+)  # fmt: skip
 
 
 class Piece:
@@ -35,7 +43,12 @@ class Piece:
         """The role as one flat tensor: the memory itself where it already is one in the dtype to compute in."""
         tensors = self.roles[role]
         flat = tensors[0] if len(tensors) == 1 else torch.cat([t.reshape(-1) for t in tensors])
-        return flat.reshape(-1).to(self.dtype)
+        # `data` drops the note which tensor this is a view of; the compiler would compile anew for every kind of view.
+        return flat.reshape(-1).to(self.dtype).data
+
+    def read_all(self, but: str | None = None) -> dict[str, Tensor]:
+        """Every role as one flat tensor, except for the one that is not needed."""
+        return {role: self.read(role) for role in self.roles if role != but}
 
     def write(self, role: str, flat: Tensor) -> None:
         """Put the values of a flat tensor back into the tensors of the role, rounded to their dtype."""
@@ -46,13 +59,16 @@ class Piece:
         torch._foreach_copy_(tensors, [part.view(t.shape) for part, t in zip(parts, tensors)])
 
 
-def pieces(roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True) -> Iterator[Piece]:
+def pieces(
+    roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True, whole: bool = False
+) -> Iterator[Piece]:
     """Cut and pack tensors of one device into pieces.
 
     Args:
         roles: for every role one tensor per parameter, in the same order.
         dtype: the dtype to compute in.
         pack: whether tensors smaller than a piece share one.
+        whole: leave large tensors whole; compiled code has no temporaries of their size.
 
     Yields:
         Pieces that cover every element once, in an order that depends on sizes and layouts alone.
@@ -63,9 +79,9 @@ def pieces(roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True
         numel = row[0].numel()
         if numel == 0:
             continue
-        size = CPU_PIECE if row[0].device.type == "cpu" else DEVICE_PIECE
-        if numel >= size and all(t.is_contiguous() for t in row):
-            for parts in zip(*(t.view(-1).split(size) for t in row)):
+        size, alone = (CPU_PIECE, CPU_PACK) if row[0].device.type == "cpu" else (DEVICE_PIECE, DEVICE_PIECE)
+        if numel >= min(size, alone) and all(t.is_contiguous() for t in row):
+            for parts in zip(*(t.view(-1).split(numel if whole else size) for t in row)):
                 yield Piece({role: [part] for role, part in zip(roles, parts)}, dtype)
             continue
         for role, tensor in zip(roles, row):
@@ -83,6 +99,7 @@ class Bucket(NamedTuple):
 
     index: int  # of the first group they come from
     group: dict[str, Any]
+    options: dict[str, Any]  # the method's own hyperparameters
     layout: Layout | None
     moves: bool  # False where there is no gradient: the momentum decays, the parameter stays
     roles: dict[str, list[Tensor]]
@@ -91,6 +108,10 @@ class Bucket(NamedTuple):
     @property
     def device(self) -> torch.device:
         return self.roles["param"][0].device
+
+    @property
+    def decays(self) -> bool:
+        return self.group["weight_decay"] != 0
 
     @property
     def uniform(self) -> bool:
@@ -145,6 +166,7 @@ def sort_into_buckets(
         grads = [same_layout_gradient(p, p.grad) if moves else torch.zeros_like(p) for p in params]
         roles = {"param": [local(p.detach()) for p in params], "grad": [local(g.detach()) for g in grads]}
         roles |= {name: [local(state[p][name]) for p in params] for name in names}
-        parts = list(pieces(roles, dtype, pack=group["foreach"] is not False))
-        buckets.append(Bucket(first[key], group, layout, moves, roles, parts))
+        parts = list(pieces(roles, dtype, group["foreach"] is not False, group["compile"]))
+        own = {name: group[name] for name in options if name not in SHARED_BY_METHODS}
+        buckets.append(Bucket(first[key], group, own, layout, moves, roles, parts))
     return buckets

@@ -25,6 +25,7 @@ class Momo(MomoOptimizer):
             loss (False). Default False.
         use_fstar: estimate the lower bound online; it never falls below `lb`. Default False.
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
+        compile: run the first pass over the parameters through `torch.compile`. Default False.
 
     State: `exp_avg` (d) per parameter, of at least float32; the scalars of `ModelState` in every parameter group.
 
@@ -49,6 +50,7 @@ class Momo(MomoOptimizer):
         use_fstar: bool = False,
         *,
         foreach: bool | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -60,5 +62,6 @@ class Momo(MomoOptimizer):
                 "bias_correction": bias_correction,
                 "use_fstar": use_fstar,
                 "foreach": foreach,
+                "compile": compile,
             },
         )

@@ -33,6 +33,7 @@ class MomoAdam(MomoOptimizer):
         divide: proximal decay `/ (1 + lr λ)` (True) or AdamW's `(1 - lr λ) x` (False). Default True.
         use_fstar: estimate the lower bound online; it never falls below `lb`. Default False.
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
+        compile: run the first pass over the parameters through `torch.compile`. Default False.
 
     State: `exp_avg` (d) and `exp_avg_sq` (v) per parameter, of at least float32; the scalars of `ModelState` in every
     parameter group.
@@ -61,6 +62,7 @@ class MomoAdam(MomoOptimizer):
         use_fstar: bool = False,
         *,
         foreach: bool | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -73,6 +75,7 @@ class MomoAdam(MomoOptimizer):
                 "divide": divide,
                 "use_fstar": use_fstar,
                 "foreach": foreach,
+                "compile": compile,
             },
         )
 
@@ -81,14 +84,21 @@ class MomoAdam(MomoOptimizer):
         check_range("betas[1]", group["betas"][1], 0.0, 1.0, "[0, 1)")
         check_range("eps", group["eps"], 0.0, float("inf"), "[0, inf)")
 
-    def update_buffers(self, grad: Tensor, buffers: dict[str, Tensor], group: dict[str, Any]) -> None:
-        beta2 = group["betas"][1]
-        buffers["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)  # v_k
+    @staticmethod
+    def update_buffers(grad: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
+        beta2 = options["betas"][1]
+        return {"exp_avg_sq": (buffers["exp_avg_sq"] * beta2).addcmul_(grad, grad, value=1 - beta2)}  # v_k
 
-    def precondition(self, vector: Tensor, buffers: dict[str, Tensor], group: dict[str, Any], step: Tensor) -> Tensor:
-        bias_correction2 = debias(group["betas"][1], step)
-        scale = buffers["exp_avg_sq"].sqrt().mul_(bias_correction2.rsqrt()).add_(group["eps"])  # D_k
-        return vector / scale
+    @staticmethod
+    def precondition(vector: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
+        root, correction, eps = buffers["exp_avg_sq"].sqrt(), options["rsqrt_correction2"], options["eps"]
+        if torch.compiler.is_compiling():
+            return vector / (root * correction + eps)
+        return torch.div(vector, root.mul_(correction).add_(eps), out=root)  # D_k^{-1}, in one temporary
+
+    @staticmethod
+    def corrections(step: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
+        return {"rsqrt_correction2": debias(options["betas"][1], step).rsqrt()}
 
     def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> bool:
         # Adam's own kernel takes MoMo-Adam's step when its lr is τρ: it divides by ρ.

@@ -7,7 +7,9 @@ out that another process met a NaN. `ok` is a tensor, so no value is read back: 
 masked to 0 and every weight is 0.
 """
 
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,23 +41,47 @@ def inner_products(
     groups = len(method.param_groups)
     sums = {layout: weight.new_zeros(2, groups) for layout in layouts}
     for bucket in buckets:
-        if not bucket.moves:
-            continue
-        group, rows = bucket.group, ([], [])
-        for piece in bucket.pieces:
-            grad = piece.read("grad")
-            momentum = torch.lerp(piece.read("exp_avg"), grad, weight.to(grad.device))
-            buffers = {name: piece.read(name).clone() for name in method.buffers}
-            method.update_buffers(grad, buffers, group)
-            direction = method.precondition(momentum, buffers, group, step.to(grad.device))
-            rows[0].append(torch.dot(momentum, direction))
-            if group["weight_decay"] != 0:
-                rows[1].append(torch.dot(momentum, piece.read("param")))
-        for row, parts in enumerate(rows):
+        if bucket.moves:
+            first = first_pass(type(method), bucket.group["compile"])
+            here, options = weight.to(bucket.device), options_at(method, bucket, step)
+            but = None if bucket.decays else "param"
+            parts = [first(type(method), options, piece.read_all(but), here) for piece in bucket.pieces]
             if parts:
-                sums[bucket.layout][row, bucket.index] += torch.stack(parts).sum().to(weight.device)
+                sums[bucket.layout][:, bucket.index] += torch.stack(parts).sum(0).to(weight.device)
     total = sum(sum_over_shards(part, layout) for layout, part in sums.items())
     return total[0], total[1]
+
+
+def products_of_piece(
+    method: type["MomoOptimizer"],
+    options: dict[str, Any],
+    piece: dict[str, Tensor],
+    weight: Tensor,
+) -> Tensor:
+    """<d, u> and, where the parameter is given, <d, x> of one flat piece, from what d and u are going to be."""
+    grad = piece["grad"]
+    momentum = torch.lerp(piece["exp_avg"], grad, weight)
+    buffers = method.update_buffers(grad, {name: piece[name] for name in method.buffers}, options)
+    direction = method.precondition(momentum, buffers, options)
+    norm = inner_product(momentum, direction)
+    overlap = inner_product(momentum, piece["param"]) if "param" in piece else torch.zeros_like(norm)
+    return torch.stack([norm, overlap])
+
+
+def options_at(method: "MomoOptimizer", bucket: Bucket, step: Tensor) -> dict[str, Any]:
+    """The method's hyperparameters and what it derives from the number of the step."""
+    return bucket.options | method.corrections(step.to(bucket.device), bucket.options)
+
+
+def inner_product(x: Tensor, y: Tensor) -> Tensor:
+    # The compiler fuses the sum into the loop that makes x and y, but would call a library for dot.
+    return (x * y).sum() if torch.compiler.is_compiling() else torch.dot(x, y)
+
+
+@functools.cache
+def first_pass(method: type["MomoOptimizer"], compiled: bool) -> Callable[..., Tensor]:
+    """`products_of_piece`, or its compiled form: one kernel for pieces of any size."""
+    return torch.compile(products_of_piece, dynamic=True, fullgraph=True) if compiled else products_of_piece
 
 
 def write(method: "MomoOptimizer", bucket: Bucket, weight: Tensor, step: Tensor, update: Step) -> None:
@@ -73,22 +99,19 @@ def write(method: "MomoOptimizer", bucket: Bucket, weight: Tensor, step: Tensor,
     factor, decay = update.factor[bucket.index].to(device), update.decay[bucket.index].to(device)
     if bucket.moves and bucket.uniform and method.fused_write(bucket, step, factor, decay, ok):
         return
-    group, kept = bucket.group, ok.to(weight.dtype)
+    options, kept = options_at(method, bucket, step), ok.to(weight.dtype)
     for piece in bucket.pieces:
         grad = zero_unless(ok, piece.read("grad"))
-        momentum = piece.read("exp_avg").lerp_(grad, weight * kept)
-        buffers = {}
-        for name in method.buffers:
-            buffers[name] = piece.read(name).clone()
-        method.update_buffers(grad, buffers, group)
+        buffers = method.update_buffers(grad, {name: piece.read(name) for name in method.buffers}, options)
         for name, new in buffers.items():
             buffers[name] = piece.read(name).lerp_(new, kept)
             piece.write(name, buffers[name])
+        momentum = piece.read("exp_avg").lerp_(grad, weight * kept)
         piece.write("exp_avg", momentum)
         if bucket.moves:
             param = piece.read("param")
-            direction = method.precondition(momentum, buffers, group, step)
-            shrink_then_move(param, direction * factor, decay, group)
+            direction = method.precondition(momentum, buffers, options)
+            shrink_then_move(param, direction * factor, decay, bucket.group)
             piece.write("param", param)
 
 
