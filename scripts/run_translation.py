@@ -154,7 +154,7 @@ def main() -> None:
     tokens = tokenize(data, tokenizer, data_args)
     logger.info(f"{model.num_parameters() / 1e6:.1f} M parameters, {len(tokenizer)} tokens, pairs: {data.num_rows}")
 
-    metric = TranslationMetric()
+    metric = TranslationMetric(cache_dir=args.output_dir)
 
     def decode(ids: np.ndarray) -> list[str]:
         ids = np.where(ids == -100, tokenizer.pad_token_id, ids)

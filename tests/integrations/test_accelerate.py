@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, GradientState
 from torch.utils.data import DataLoader
 
@@ -223,6 +223,16 @@ def test_clip_grad_value_is_refused():
     accelerator.backward(model(data.inputs, data.labels)["loss"])
     with pytest.raises(ValueError, match="clip_value=0.1.*clip_grad_norm_"):
         accelerator.clip_grad_value_(model.parameters(), 0.1)
+
+
+def test_fsdp1_is_refused(monkeypatch):
+    accelerator = Accelerator(cpu=True)
+    model, data = Net(), Points()
+    model, _ = accelerator.prepare(model, MomoAdam(model.parameters()))
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    monkeypatch.setattr(Accelerator, "is_fsdp2", False)
+    with pytest.raises(ValueError, match="`fsdp_version: 2`"):
+        accelerator.backward(model(data.inputs, data.labels)["loss"])
 
 
 def test_a_stall_and_skipped_steps_are_reported(caplog):

@@ -12,18 +12,24 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def run_script():
-    def run(*command, launch=None, check=True, timeout=300):
-        """`command`: script and arguments; `launch`: name of a file in configs/accelerate, or None for plain python."""
-        start = [sys.executable]
-        if launch:
-            start += ["-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{launch}.yaml"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def run_script(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+
+    def run(*command, check=True, timeout=300):
+        """`command`: script and arguments; `check`: fail the test if the script fails."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(home)}
         result = subprocess.run(
-            [*start, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
         if check and result.returncode != 0:
             pytest.fail(f"{command} ended with {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}")
+        # Nothing is written outside the output folder.
+        assert list(home.rglob("*")) == []
         return result
 
     return run
