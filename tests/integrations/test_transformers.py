@@ -208,6 +208,17 @@ def test_losses_without_token_counts_are_averaged_over_the_window(accumulation, 
     torch.testing.assert_close(step_sizes(trainer), expected, rtol=1e-9, atol=0)
 
 
+def test_bf16_autocast_follows_float32(tmp_path):
+    runs = []
+    for bf16 in (False, True):
+        args = arguments(tmp_path, bf16=bf16, learning_rate=0.05, max_steps=20)
+        trainer = PlainTrainer(Net(), args, train_dataset=Points(), callbacks=[MomoCallback()])
+        trainer.train()
+        runs.append([entry["momo/loss_avg"] for entry in trainer.state.log_history if "momo/loss_avg" in entry])
+    torch.testing.assert_close(runs[1], runs[0], rtol=0.05, atol=0)
+    assert runs[0] != runs[1]
+
+
 def test_the_official_way_works_too(tmp_path):
     args = arguments(tmp_path, optim="adamw_torch", max_grad_norm=0.0)
     kwargs = {**momo_kwargs(args, MomoAdam), "lb": 0.01}
