@@ -200,6 +200,7 @@ def main() -> None:
         print(
             f"\nBLEU {metrics['test_bleu']:.1f}, chrF {metrics['test_chrf']:.1f} on {split} after {seconds:.0f} s; see {path}"
         )
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
