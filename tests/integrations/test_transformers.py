@@ -111,6 +111,15 @@ def test_arguments_map_onto_the_optimizer(tmp_path):
     assert (group["lr"], group["beta"], group["bias_correction"], group["lb"]) == (0.3, 0.8, True, -2.0)
 
 
+def test_under_deepspeed_there_is_one_group_and_a_word_about_its_decay(tmp_path, caplog):
+    args, model = arguments(tmp_path, weight_decay=0.1), Net()
+    args.deepspeed_plugin = object()
+    with caplog.at_level(logging.WARNING):
+        _, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    assert kwargs["params"] == list(model.parameters()) and kwargs["weight_decay"] == 0.1
+    assert sum("weight_decay=0.1 acts on biases" in r.message for r in caplog.records) == 1
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
