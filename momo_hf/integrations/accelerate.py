@@ -93,10 +93,11 @@ class LossWindow:
             optimizer.set_clip_factor(factor)
         self.clear()
         self._steps += 1
-        if self._steps % CHECK_EVERY == 0:
-            self._look_at(optimizer)
 
-    def _look_at(self, optimizer: MomoOptimizer) -> None:
+    def look_at(self, optimizer: MomoOptimizer) -> None:
+        """Between two steps, now and then: warn of a stalled run and of skipped steps."""
+        if self._steps == 0 or self._steps % CHECK_EVERY != 0:
+            return
         group = optimizer.param_groups[0]
         if group["stalled"] >= CHECK_EVERY:
             self.warn_once(
@@ -138,9 +139,7 @@ def find_optimizer(accelerator: Accelerator) -> MomoOptimizer | None:
     return next(iter(found.values()), None)
 
 
-def _window(optimizer: MomoOptimizer | None) -> LossWindow | None:
-    if optimizer is None:
-        return None
+def _window(optimizer: MomoOptimizer) -> LossWindow:
     if optimizer not in _WINDOWS:
         _WINDOWS[optimizer] = LossWindow(optimizer)
     return _WINDOWS[optimizer]
@@ -179,16 +178,19 @@ def momo_metrics(optimizer: Any) -> dict[str, float]:
 def _backward(original: Callable) -> Callable:
     @functools.wraps(original)
     def backward(self: Accelerator, loss: Tensor, **kwargs: Any) -> Any:
-        window = _window(find_optimizer(self))
-        if window is None:
+        optimizer = find_optimizer(self)
+        if optimizer is None:
             return original(self, loss, **kwargs)
+        window = _window(optimizer)
+        if self.sync_gradients:
+            window.look_at(optimizer)
         if self.distributed_type == DistributedType.FSDP and not self.is_fsdp2:
             raise ValueError("MoMo does not run under FSDP1. Set `fsdp_version: 2` in the accelerate config.")
         zero = self.distributed_type == DistributedType.DEEPSPEED
         divisor = self.gradient_accumulation_steps
         if zero:
             engine = self.deepspeed_engine_wrapped.engine
-            window.zero = window.zero or deepspeed.connect(engine, find_optimizer(self))
+            window.zero = window.zero or deepspeed.connect(engine, optimizer)
             divisor = engine.gradient_accumulation_steps() if kwargs.get("scale_wrt_gas", True) else 1
         window.add(loss.detach() / divisor, last=self.sync_gradients)
         try:

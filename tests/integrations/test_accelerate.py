@@ -244,7 +244,7 @@ def test_a_stall_and_skipped_steps_are_reported(caplog):
     model, data = Net(), Points()
     model, optimizer = accelerator.prepare(model, MomoAdam(model.parameters()))
     with caplog.at_level(logging.WARNING):
-        for step in range(50):
+        for step in range(51):
             accelerator.backward(model(data.inputs, data.labels)["loss"] * (float("nan") if step < 2 else 1.0))
             optimizer.step()
             optimizer.zero_grad()
