@@ -112,19 +112,12 @@ class MomoOptimizer(Optimizer):
         """Say by how much the gradients were scaled: κ = max_norm / (norm + 1e-6); values above 1 mean no clipping.
 
         `Accelerator.clip_grad_norm_` does this by itself. Without it, a clipped gradient and an unclipped loss make a
-        model that is not a lower bound, and the steps come out too long.
-
-        Args:
-            factor: one number or a tensor with one element.
+        model that is not a lower bound, and the steps come out too long. `factor` is a number or a one-element tensor.
         """
         self._clip_factor = factor
 
     def set_lb(self, lb: float) -> None:
-        """Change the lower bound of the loss, in all groups.
-
-        Args:
-            lb: a finite number that the loss never falls below.
-        """
+        """Change the lower bound of the loss, in all groups, to a finite number that the loss never falls below."""
         for group in self.param_groups:
             group["lb"] = lb
             self.check_options(group)
