@@ -21,7 +21,8 @@ class MomoOptimizer(Optimizer):
 
     A method names its `buffers` and says two things: how a gradient enters them (`update_buffers`) and what D^{-1}
     does to a vector (`precondition`). Without either it is MoMo on plain momentum. The momentum itself,
-    d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, lives here, in `exp_avg`.
+    d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, lives here, in `exp_avg`. Two more hooks are for
+    speed: `corrections` computes once a step what depends on k alone, `fused_write` calls a kernel of torch's.
 
     A step is a transaction. The first pass computes the inner products from what the momentum and the buffers are
     going to be and writes nothing; the second pass writes all of it, or nothing where loss or gradients were not
@@ -119,8 +120,8 @@ class MomoOptimizer(Optimizer):
     def set_lb(self, lb: float) -> None:
         """Change the lower bound of the loss, in all groups, to a finite number that the loss never falls below."""
         for group in self.param_groups:
+            self.check_options({**group, "lb": lb})
             group["lb"] = lb
-            self.check_options(group)
         state = self._model_state()
         self._keep(state._replace(fstar=torch.full_like(state.fstar, lb)))
 

@@ -5,18 +5,11 @@ import logging
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.state import AcceleratorState, GradientState
 from torch.utils.data import DataLoader
 
 import momo_hf
 from momo_hf import Momo, MomoAdam
 from tests.toys import Net, Points
-
-
-@pytest.fixture(autouse=True)
-def fresh_state():
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
 
 
 def run_loop(accumulation=1, batch=12, steps=6, clip=None, cls=MomoAdam, rows=24, **options):

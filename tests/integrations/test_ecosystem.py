@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
@@ -16,12 +16,6 @@ import momo_hf
 from momo_hf import MomoAdam, MomoCallback, MomoTrainerMixin
 from momo_hf.data.bpe import train_bpe
 from tests.toys import Net, Points
-
-
-@pytest.fixture(autouse=True)
-def fresh_state():
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
 
 
 def language_model(seed=0):

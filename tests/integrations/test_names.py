@@ -6,17 +6,10 @@ import logging
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from tests.integrations.test_transformers import METHODS, arguments
 from tests.toys import Net, Points
-
-
-@pytest.fixture(autouse=True)
-def fresh_state():
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
 
 
 @pytest.mark.parametrize("name", METHODS)

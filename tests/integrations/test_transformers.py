@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from transformers import (
     PreTrainedConfig,
@@ -29,12 +28,6 @@ from tests.toys import Net, Points, TokenNet
 
 
 METHODS = {"momo": Momo, "momo_adam": MomoAdam}
-
-
-@pytest.fixture(autouse=True)
-def fresh_state():
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
 
 
 def arguments(tmp_path, cls=TrainingArguments, **options):

@@ -1,0 +1,10 @@
+"""Every test starts with an accelerate that remembers nothing."""
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
