@@ -1,0 +1,244 @@
+"""A learning-rate sweep: a task, optimizers, learning rates and seeds, run by optuna."""
+
+import contextlib
+import gc
+import inspect
+import json
+import logging
+import math
+import runpy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from optuna.trial import FrozenTrial, Trial, TrialState
+from transformers import Trainer, TrainingArguments
+
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT = 30  # seconds; a trial that is silent for four of them is given to another worker
+HISTORY = ("step", "loss", "momo/effective_lr")
+
+
+@dataclass
+class Sweep:
+    """What a file in configs/sweeps holds.
+
+    Args:
+        script: the task's script, with a `main(argv)` that writes results.json.
+        config: the task's config file.
+        output_dir: folder of runs, storage, table and figures.
+        metric: a number of results.json.
+        optimizers: by name, the arguments that make each one (`optim`, `optim_args`, a schedule, ...), and with
+            `learning_rates` a grid of its own; an empty grid means the optimizer's default alone.
+        learning_rates: the grid of all others.
+        seeds: of each point.
+        arguments: for every run, on top of the config.
+        direction: "minimize" or "maximize".
+        workers: runs at once.
+        storage: optuna's; default: sqlite in the output folder.
+        title: of the figure.
+    """
+
+    script: str
+    config: str
+    output_dir: str
+    metric: str
+    optimizers: dict[str, dict[str, Any]]
+    learning_rates: list[float] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    arguments: dict[str, Any] = field(default_factory=dict)
+    direction: str = "minimize"
+    workers: int = 2
+    storage: str | None = None
+    title: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("minimize", "maximize"):
+            raise ValueError(f"`direction` must be 'minimize' or 'maximize', got {self.direction!r}.")
+        for path in (self.script, self.config):
+            if not Path(path).is_file():
+                raise ValueError(f"The sweep names {path}, which does not exist.")
+        self.grids = {name: self._grid(options) for name, options in self.optimizers.items()}
+
+    def _grid(self, options: dict[str, Any]) -> list[float]:
+        grid = options.get("learning_rates", self.learning_rates)
+        return sorted({*map(float, grid), default_lr(options)})
+
+    @property
+    def number_of_runs(self) -> int:
+        return sum(map(len, self.grids.values())) * len(self.seeds)
+
+    def study(self, optimizer: str) -> optuna.Study:
+        """The study of one optimizer; created if it is not there, continued if it is."""
+        Path(self.output_dir).mkdir(parents=True, exist_ok=True)
+        url = self.storage or f"sqlite:///{self.output_dir}/sweep.sqlite3"
+        storage = optuna.storages.RDBStorage(
+            url,
+            engine_kwargs={"connect_args": {"timeout": 100}} if url.startswith("sqlite") else None,
+            heartbeat_interval=HEARTBEAT,
+            grace_period=4 * HEARTBEAT,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
+        )
+        grid = {"learning_rate": self.grids[optimizer], "seed": self.seeds}
+        return optuna.create_study(
+            study_name=optimizer,
+            storage=storage,
+            sampler=optuna.samplers.GridSampler(grid),
+            direction=self.direction,
+            load_if_exists=True,
+        )
+
+    @property
+    def worst(self) -> float:
+        return math.inf if self.direction == "minimize" else -math.inf
+
+
+def load_sweep(path: str | Path, **changes: Any) -> Sweep:
+    """Read a sweep from a YAML file; `changes` go on top, where they are not None.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a file is.
+    """
+    values = yaml.safe_load(Path(path).read_text("utf-8")) | {k: v for k, v in changes.items() if v is not None}
+    known = inspect.signature(Sweep).parameters
+    unknown, missing = set(values) - set(known), {k for k, p in known.items() if p.default is p.empty} - set(values)
+    missing = {name for name in missing if name in ("script", "config", "output_dir", "metric", "optimizers")}
+    if unknown or missing:
+        raise ValueError(f"{path}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}.")
+    return Sweep(**values)
+
+
+def default_lr(options: dict[str, Any]) -> float:
+    """The default of the optimizer's class for `lr`, by the arguments that make the optimizer."""
+    made = {key: value for key, value in options.items() if key in ("optim", "optim_args")}
+    cls, _ = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("unused", report_to=[], use_cpu=True, **made))
+    return float(inspect.signature(cls).parameters["lr"].default)
+
+
+# ---- Running ----
+
+
+def work(sweep: Sweep, worker: int) -> None:
+    """Take runs from all studies until none is left; workers start with different optimizers."""
+    main = runpy.run_path(sweep.script, run_name="sweep")["main"]
+    names = list(sweep.optimizers)
+    turn = worker % len(names)
+    for name in names[turn:] + names[:turn]:
+        study = sweep.study(name)
+        if not study.sampler.is_exhausted(study):
+            study.optimize(lambda trial, name=name: run_trial(sweep, name, main, trial))
+
+
+def run_trial(sweep: Sweep, name: str, main: Callable[[list[str]], Any], trial: Trial) -> float:
+    """One run of the task; returns its metric, or the worst value if it diverged or crashed, which is noted."""
+    lr = trial.suggest_float("learning_rate", 1e-20, 1e20, log=True)
+    seed = trial.suggest_int("seed", 0, 2**31)
+    folder = Path(sweep.output_dir) / "runs" / name / f"lr{lr:g}-seed{seed}"
+    logger.info(f"==== {name}, lr {lr:g}, seed {seed}")
+    try:
+        with contextlib.redirect_stdout(None):
+            main(command(sweep, name, lr, seed, folder))
+        results = json.loads((folder / "results.json").read_text("utf-8"))
+        value = results["metrics"].get(sweep.metric)
+        outcome = "ok" if value is not None and math.isfinite(value) else "diverged"
+        trial.set_user_attr("history", shorten(results.get("history", [])))
+        trial.set_user_attr("seconds", results["seconds"])
+    except Exception as error:
+        logger.exception("The run crashed.")
+        value, outcome = None, f"crashed: {type(error).__name__}: {error}"[:500]
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        gc.collect()
+    trial.set_user_attr("outcome", outcome)
+    return float(value) if outcome == "ok" else sweep.worst
+
+
+def command(sweep: Sweep, name: str, lr: float, seed: int, folder: Path) -> list[str]:
+    """The arguments of one run of the script."""
+    options = {key: value for key, value in sweep.optimizers[name].items() if key != "learning_rates"}
+    options = {**sweep.arguments, **options, "learning_rate": lr, "seed": seed, "output_dir": str(folder)}
+    return [sweep.config, *(f"--{key}={value}" for key, value in options.items())]
+
+
+def shorten(history: list[dict[str, float]], points: int = 200) -> list[dict[str, float]]:
+    """At most so many entries of a run's log that hold a loss, with what the figure shows."""
+    logged = [{k: e[k] for k in HISTORY if k in e} for e in history if "loss" in e]
+    return logged[:: max(1, math.ceil(len(logged) / points))]
+
+
+# ---- Results ----
+
+
+def finished(study: optuna.Study) -> dict[tuple[float, int], FrozenTrial]:
+    """The last finished trial of every learning rate and seed."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {(t.params["learning_rate"], t.params["seed"]): t for t in trials}
+
+
+def collect(sweep: Sweep) -> pd.DataFrame:
+    """One row per finished run: optimizer, learning_rate, seed, value (NaN if there is none), outcome, seconds, history."""
+    rows = []
+    for name in sweep.optimizers:
+        for (lr, seed), trial in sorted(finished(sweep.study(name)).items()):
+            attrs = trial.user_attrs
+            if lr in sweep.grids[name] and seed in sweep.seeds:
+                ok = attrs["outcome"] == "ok"
+                rows.append(
+                    {
+                        "optimizer": name,
+                        "learning_rate": lr,
+                        "seed": seed,
+                        sweep.metric: trial.value if ok else math.nan,
+                        "outcome": attrs["outcome"],
+                        "seconds": attrs.get("seconds"),
+                        "history": attrs.get("history", []),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def averages(sweep: Sweep, runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean, least and greatest value over the seeds of every optimizer and learning rate; NaN if a seed diverged."""
+    groups = runs.groupby(["optimizer", "learning_rate"], sort=False)[sweep.metric]
+    table = groups.agg([("mean", lambda v: v.mean(skipna=False)), "min", "max"]).reset_index()
+    return table
+
+
+def summary(sweep: Sweep, runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per optimizer: best value and lr, decades of lr near the best of all, the value at the default lr.
+
+    The decades are the length, on the log axis, of the pieces between neighbouring points of the grid whose means both
+    lie within 5 % or 10 % of the best mean over all optimizers.
+    """
+    means = averages(sweep, runs)
+    minimize = sweep.direction == "minimize"
+    best = means["mean"].min() if minimize else means["mean"].max()
+    rows = []
+    for name in sweep.optimizers:
+        own = means[means["optimizer"] == name].sort_values("learning_rate")
+        at_default = own[own["learning_rate"] == default_lr(sweep.optimizers[name])]["mean"]
+        row = {"optimizer": name, "best value": math.nan, "best lr": math.nan}
+        if own["mean"].notna().any():
+            top = own.loc[own["mean"].idxmin() if minimize else own["mean"].idxmax()]
+            row |= {"best value": top["mean"], "best lr": top["learning_rate"]}
+        for share in (0.05, 0.1):
+            near = (own["mean"] - best).abs() <= share * abs(best)
+            row[f"decades within {share:.0%}"] = decades(own["learning_rate"].tolist(), near.tolist())
+        row["default lr"] = default_lr(sweep.optimizers[name])
+        row["value at default lr"] = at_default.iloc[0] if len(at_default) else math.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def decades(grid: list[float], near: list[bool]) -> float:
+    """The length on the log axis of the pieces of a sorted grid whose ends are both near the best."""
+    pairs = zip(zip(grid, near), zip(grid[1:], near[1:]))
+    return sum(math.log10(b / a) for (a, near_a), (b, near_b) in pairs if near_a and near_b)

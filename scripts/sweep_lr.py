@@ -1,0 +1,87 @@
+"""Draw the paper's figure for any task: the final value against the learning rate, for several optimizers.
+
+    python scripts/sweep_lr.py configs/sweeps/demo.yaml
+
+An interrupted sweep continues where it was. To share one between machines, give all of them the same `--storage`, the
+URL of a database server that optuna knows, and start the command on each.
+"""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+from tqdm.auto import tqdm
+
+from momo_hf.figures import plot_sweep
+from momo_hf.sweeps import Sweep, collect, finished, load_sweep, summary, work
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a file of configs/sweeps")
+    parser.add_argument("--output_dir", help="instead of the config's")
+    parser.add_argument("--storage", help="URL of optuna's storage; default: sqlite in the output folder")
+    parser.add_argument("--workers", type=int, help="runs at once, instead of the config's")
+    parser.add_argument("--show_only", action="store_true", help="table and figure of what is there, without new runs")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sweep = load_sweep(args.config, output_dir=args.output_dir, storage=args.storage, workers=args.workers)
+    if args.worker is not None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        work(sweep, args.worker)
+        return 0
+    failed = 0 if args.show_only else run(sweep, args)
+    show(sweep)
+    return failed
+
+
+def run(sweep: Sweep, args: argparse.Namespace) -> int:
+    """Start the workers and wait for them; returns the number of workers that broke down."""
+    studies = [sweep.study(name) for name in sweep.optimizers]
+    threads = max(1, (os.cpu_count() or 1) // sweep.workers)
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    options = ["--output_dir", sweep.output_dir] + (["--storage", sweep.storage] if sweep.storage else [])
+    processes = []
+    for worker in range(sweep.workers):
+        log = (Path(sweep.output_dir) / f"worker-{worker}.log").open("a")
+        command = [sys.executable, __file__, args.config, *options, "--worker", str(worker)]
+        processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        with tqdm(total=sweep.number_of_runs, unit="run") as bar:
+            while True:
+                running = any(process.poll() is None for process in processes)
+                bar.update(sum(len(finished(study)) for study in studies) - bar.n)
+                if not running:
+                    break
+                time.sleep(1)
+    finally:
+        for process in processes:
+            process.terminate()
+    broken = [worker for worker, process in enumerate(processes) if process.wait() != 0]
+    for worker in broken:
+        print(f"Worker {worker} broke down; see {sweep.output_dir}/worker-{worker}.log. Start again to continue.")
+    return len(broken)
+
+
+def show(sweep: Sweep) -> None:
+    runs = collect(sweep)
+    if runs.empty:
+        print("No run has finished yet.")
+        return
+    folder = Path(sweep.output_dir)
+    runs.drop(columns="history").to_csv(folder / "sweep.csv", index=False)
+    table = summary(sweep, runs).to_markdown(index=False, floatfmt=".4g")
+    (folder / "sweep.md").write_text(table + "\n", "utf-8")
+    paths = plot_sweep(sweep, runs)
+    print(f"{sweep.metric} ({sweep.direction}), mean over seeds {sweep.seeds}:\n\n{table}\n")
+    print(f"See {', '.join(map(str, [folder / 'sweep.csv', *paths]))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
