@@ -1,0 +1,212 @@
+"""The bookkeeping of a training loop on accelerate: the arguments are the Trainer's, the loop stays in the script."""
+
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.trainer_utils import get_last_checkpoint
+
+from momo_hf.integrations.accelerate import momo_metrics
+
+
+logger = logging.getLogger(__name__)
+
+
+def make_accelerator(args: TrainingArguments) -> Accelerator:
+    """An Accelerator with the precision, accumulation, trackers and folder of the arguments.
+
+    Without `bf16` and `fp16` the precision is that of `accelerate launch`.
+    """
+    accelerator = Accelerator(
+        mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=list(args.report_to),
+        project_config=ProjectConfiguration(args.output_dir),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+        cpu=args.use_cpu,
+    )
+    level = logging.INFO if accelerator.is_main_process else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
+    if args.report_to:
+        accelerator.init_trackers("run")
+    set_seed(args.seed)  # the same model everywhere; `Run` makes the noise differ
+    return accelerator
+
+
+def make_optimizer(args: TrainingArguments, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer that the Trainer would make of `optim`, `optim_args`, `learning_rate` and the like."""
+    cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+    return cls([{"weight_decay": args.weight_decay, **group} for group in groups], **kwargs)
+
+
+def make_scheduler(args: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int, accelerator: Accelerator):
+    """The schedule of the arguments; accelerate advances it once per process at every step."""
+    processes = accelerator.num_processes
+    return get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.get_warmup_steps(steps) * processes,
+        num_training_steps=steps * processes,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs or {},
+    )
+
+
+def number_of_steps(args: TrainingArguments, loader: DataLoader, accelerator: Accelerator) -> int:
+    """Optimizer steps of the run, from `max_steps` or `num_train_epochs` and a loader that is not yet prepared."""
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = math.ceil(len(loader) / accelerator.num_processes)
+    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+
+
+class Run:
+    """Steps, epochs, logs and checkpoints of one run.
+
+    Args:
+        args: of the Trainer; `logging_steps`, `eval_steps`, `save_steps` count optimizer steps, and the strategies
+            "epoch" and "no" work as there.
+        accelerator: from `make_accelerator`.
+        optimizer: prepared.
+        loader: prepared.
+        steps: from `number_of_steps`.
+        ema: averaged weights, or None.
+    """
+
+    def __init__(
+        self,
+        args: TrainingArguments,
+        accelerator: Accelerator,
+        optimizer: Any,
+        loader: DataLoader,
+        steps: int,
+        ema: EMAModel | None = None,
+    ) -> None:
+        self.args, self.accelerator, self.optimizer, self.loader, self.ema = args, accelerator, optimizer, loader, ema
+        self.step, self.steps = 0, steps
+        self.history: list[dict[str, float]] = []
+        self._steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
+        self._losses: list[Tensor] = []
+        accelerator.register_for_checkpointing(self)
+        set_seed(args.seed, device_specific=True)
+        if args.resume_from_checkpoint:
+            self._resume(args.resume_from_checkpoint)
+        self._bar = tqdm(
+            total=steps, initial=self.step, disable=args.disable_tqdm or not accelerator.is_local_main_process
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "history": self.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.history = state["step"], state["history"]
+
+    def batches(self) -> Iterator[Any]:
+        """Batches, epoch after epoch, until the steps are done; after a resume from where the checkpoint was made."""
+        epoch, done = divmod(self.step, self._steps_per_epoch)
+        while self.step < self.steps:
+            self.loader.set_epoch(epoch)
+            skipped = done * self.args.gradient_accumulation_steps
+            loader = self.accelerator.skip_first_batches(self.loader, skipped) if skipped else self.loader
+            for batch in loader:
+                yield batch
+                if self.step >= self.steps:
+                    return
+            epoch, done = epoch + 1, 0
+
+    def after_backward(self, loss: Tensor) -> bool:
+        """Count the micro-batch; True where it was the last one of a step.
+
+        Args:
+            loss: of the micro-batch, as it was backpropagated.
+        """
+        self._losses.append(loss.detach())
+        if not self.accelerator.sync_gradients:
+            return False
+        self.step += 1
+        self._bar.update()
+        if self.ema is not None:
+            self.ema.step(self._parameters())
+        if self.step % self.args.logging_steps == 0 or self.step == 1:
+            mean = self.accelerator.reduce(torch.stack(self._losses).float().mean(), "mean").item()
+            lr = max(group["lr"] for group in self.optimizer.param_groups)
+            self.log({"loss": mean, "learning_rate": float(lr), **momo_metrics(self.optimizer)})
+            self._losses = []
+        return True
+
+    def log(self, values: dict[str, float]) -> None:
+        """Note values of this step in the history, the trackers and the log."""
+        self.history.append({"step": self.step, **values})
+        self.accelerator.log(values, step=self.step)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        logger.info(f"step {self.step} of {self.steps}: {shown}")
+        if not all(math.isfinite(value) for value in values.values()):
+            logger.warning(f"Step {self.step}: a value is not finite; the run has probably diverged.")
+
+    def is_due(self, what: str) -> bool:
+        """Whether `"eval"` or `"save"` is to be done after this step; both are at the end, unless turned off."""
+        strategy = str(getattr(self.args, f"{what}_strategy").value)
+        every = self._steps_per_epoch if strategy == "epoch" else int(getattr(self.args, f"{what}_steps") or 1)
+        return strategy != "no" and (self.step % every == 0 or self.step == self.steps)
+
+    def save(self) -> Path:
+        """Write `checkpoint-STEP` and remove the oldest ones beyond `save_total_limit`."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.step}"
+        self.accelerator.save_state(str(folder))
+        if self.ema is not None:
+            # One file per process: under FSDP each one averages its own shards.
+            torch.save(self.ema.state_dict(), folder / f"ema_{self.accelerator.process_index}.pt")
+        if self.accelerator.is_main_process and self.args.save_total_limit:
+            found = sorted(folder.parent.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+            for old in found[: -self.args.save_total_limit]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def _resume(self, checkpoint: str) -> None:
+        if checkpoint == "True":
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+            if checkpoint is None:
+                raise ValueError(f"resume_from_checkpoint=True, but {self.args.output_dir} holds no checkpoint.")
+        if not Path(checkpoint).is_dir():
+            raise ValueError(f"resume_from_checkpoint={checkpoint!r} is not a folder.")
+        self.accelerator.load_state(checkpoint)
+        if self.ema is not None:
+            path = Path(checkpoint) / f"ema_{self.accelerator.process_index}.pt"
+            self.ema.load_state_dict(torch.load(path, map_location="cpu", weights_only=False))
+            self.ema.to(self.accelerator.device)
+        logger.info(f"Resumed {checkpoint} at step {self.step}.")
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for model in self.accelerator._models for p in model.parameters()]
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Within it the models are in eval mode, with the averaged weights if there are any."""
+        models = self.accelerator._models
+        self.optimizer.eval()  # schedule-free optimizers exchange the weights here
+        for model in models:
+            model.eval()
+        if self.ema is not None:
+            self.ema.store(self._parameters())
+            self.ema.copy_to(self._parameters())
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            if self.ema is not None:
+                self.ema.restore(self._parameters())
+            for model in models:
+                model.train()
+            self.optimizer.train()

@@ -1,0 +1,172 @@
+"""Train an unconditional diffusion model with MoMo-Adam.
+
+    python scripts/train_diffusion.py configs/diffusion/demo.yaml
+    accelerate launch --config_file configs/accelerate/ddp.yaml scripts/train_diffusion.py configs/diffusion/butterflies.yaml
+
+A config file holds any argument of the dataclasses below and of transformers' TrainingArguments; the command line goes
+on top.
+"""
+
+import logging
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from momo_hf.data.images import load_images
+from momo_hf.data.transforms import ImageTransform
+from momo_hf.diffusion import denoising_losses, fixed_noise, held_out_loss, random_noise, save_grid
+from momo_hf.loops import Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
+from momo_hf.runs import parse_run, write_results
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DataArguments:
+    """What to draw."""
+
+    dataset: str = field(metadata={"help": "`demo`, a local image folder, or a Hub name."})
+    image_column: str | None = field(default=None, metadata={"help": "Default: the first column with images."})
+    resolution: int = field(default=64, metadata={"help": "Side of the images in pixels."})
+    image_channels: int = field(default=3, metadata={"help": "1 (grey) or 3 (RGB)."})
+    random_flip: bool = field(default=False, metadata={"help": "Mirror every second image."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Held-out images to use."})
+    samples: int = field(default=40, metadata={"help": "Images of a sample grid."})
+    sampling_steps: int = field(default=50, metadata={"help": "DDIM steps for a sample grid."})
+
+
+@dataclass
+class ModelArguments:
+    """The UNet and the noise."""
+
+    block_out_channels: list[int] = field(default_factory=lambda: [128, 128, 256, 256, 512, 512])
+    attention_levels: list[int] = field(default_factory=lambda: [4], metadata={"help": "Levels with attention."})
+    layers_per_block: int = field(default=2, metadata={"help": "ResNet layers per level."})
+    norm_num_groups: int = field(default=32, metadata={"help": "Groups of the group norm."})
+    noise_schedule: str = field(
+        default="linear", metadata={"help": "Betas of the noise.", "choices": ["linear", "cosine"]}
+    )
+    prediction_type: str = field(
+        default="epsilon", metadata={"help": "What is predicted.", "choices": ["epsilon", "v_prediction"]}
+    )
+    num_train_timesteps: int = field(default=1000, metadata={"help": "Noise levels."})
+    ema_decay: float = field(default=0.9999, metadata={"help": "Averaged weights for evaluation; 0 turns them off."})
+
+
+def new_model(data: DataArguments, args: ModelArguments) -> UNet2DModel:
+    levels = range(len(args.block_out_channels))
+    down = ["AttnDownBlock2D" if level in args.attention_levels else "DownBlock2D" for level in levels]
+    up = ["AttnUpBlock2D" if level in args.attention_levels else "UpBlock2D" for level in reversed(levels)]
+    return UNet2DModel(
+        sample_size=data.resolution,
+        in_channels=data.image_channels,
+        out_channels=data.image_channels,
+        layers_per_block=args.layers_per_block,
+        block_out_channels=args.block_out_channels,
+        norm_num_groups=args.norm_num_groups,
+        down_block_types=down,
+        up_block_types=up,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    start = time.perf_counter()
+    data_args, model_args, args = parse_run((DataArguments, ModelArguments, TrainingArguments), argv)
+    accelerator = make_accelerator(args)
+
+    data = load_images(data_args.dataset, data_args.image_column)
+    held_out = data["validation"].add_column("index", range(len(data["validation"])))
+    held_out = held_out.select(range(min(len(held_out), data_args.max_eval_samples or len(held_out))))
+    transform = ImageTransform(data_args.resolution, data_args.image_channels, flip=data_args.random_flip)
+    still = ImageTransform(data_args.resolution, data_args.image_channels)
+    loader = DataLoader(
+        data["train"].with_transform(transform.rows()),
+        args.per_device_train_batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=args.dataloader_num_workers,
+    )
+    eval_loader = DataLoader(held_out.with_transform(still.rows(index="index")), args.per_device_eval_batch_size)
+
+    model = new_model(data_args, model_args)
+    noise_scheduler = DDPMScheduler(
+        num_train_timesteps=model_args.num_train_timesteps,
+        beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[model_args.noise_schedule],
+        prediction_type=model_args.prediction_type,
+    )
+    steps = number_of_steps(args, loader, accelerator)
+    optimizer = make_optimizer(args, [{"params": model.parameters()}])
+    lr_scheduler = make_scheduler(args, optimizer, steps, accelerator)
+    model, optimizer, loader, eval_loader, lr_scheduler = accelerator.prepare(
+        model, optimizer, loader, eval_loader, lr_scheduler
+    )
+    decay = model_args.ema_decay
+    ema = EMAModel(model.parameters(), decay, use_ema_warmup=True, power=3 / 4, foreach=True) if decay else None
+    run = Run(args, accelerator, optimizer, loader, steps, ema)
+    logger.info(f"{model.num_parameters() / 1e6:.1f} M parameters, images: {data.num_rows}, {steps} steps")
+
+    def predict(noisy, timesteps):
+        return model(noisy, timesteps).sample
+
+    def eval_losses(batch):
+        noise, timesteps = fixed_noise(noise_scheduler, batch["pixel_values"], batch["index"])
+        return denoising_losses(predict, noise_scheduler, batch["pixel_values"], noise, timesteps)
+
+    def evaluate():
+        with run.evaluation():
+            loss = held_out_loss(accelerator, eval_loader, eval_losses)
+            run.log({"eval_loss": loss})
+            # Every process samples, because under FSDP each one holds a part of the model.
+            pipeline = DDIMPipeline(accelerator.unwrap_model(model), DDIMScheduler.from_config(noise_scheduler.config))
+            pipeline.set_progress_bar_config(disable=True)
+            images = pipeline(
+                batch_size=data_args.samples,
+                generator=torch.Generator().manual_seed(args.seed),
+                num_inference_steps=data_args.sampling_steps,
+            ).images
+        if accelerator.is_main_process:
+            save_grid(images, Path(args.output_dir) / "samples" / f"step-{run.step:06d}.png", columns=10)
+        return loss
+
+    losses = {"first": evaluate()} if run.step == 0 else {}
+    model.train()
+    for batch in run.batches():
+        with accelerator.accumulate(model):
+            clean = batch["pixel_values"]
+            loss = denoising_losses(predict, noise_scheduler, clean, *random_noise(noise_scheduler, clean)).mean()
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and args.max_grad_norm > 0:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            optimizer.step()
+            lr_scheduler.step()
+            optimizer.zero_grad()
+        if run.after_backward(loss):
+            if run.is_due("eval"):
+                losses["last"] = evaluate()
+            if run.is_due("save"):
+                run.save()
+
+    with run.evaluation():
+        state_dict = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        trained = new_model(data_args, model_args)
+        trained.load_state_dict(state_dict)
+        DDPMPipeline(trained, noise_scheduler).save_pretrained(args.output_dir)
+        seconds = time.perf_counter() - start
+        metrics = {f"{name}_eval_loss": value for name, value in losses.items()}
+        metrics["eval_loss"] = losses.get("last")
+        path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, history=run.history)
+        print(f"Held-out loss {losses}, {steps} steps, {seconds:.0f} s; see {path} and {path.parent / 'samples'}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
