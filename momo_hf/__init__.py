@@ -1,7 +1,7 @@
 """MoMo and MoMo-Adam for transformers, accelerate and diffusers.
 
-Importing this package makes `TrainingArguments(optim="momo")` and `optim="momo_adam"` valid, and hands the loss of
-every `Accelerator.backward` to the MoMo optimizer that the Accelerator prepared.
+Importing this package makes `TrainingArguments(optim="momo")`, `optim="momo_adam"` and `optim="momo_adam_auto"` valid,
+and hands the loss of every `Accelerator.backward` to the MoMo optimizer that the Accelerator prepared.
 """
 
 from momo_hf.integrations.accelerate import install, momo_metrics
@@ -14,7 +14,7 @@ from momo_hf.integrations.transformers import (
     momo_kwargs,
     register,
 )
-from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
+from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
 
 
 install()
@@ -23,6 +23,7 @@ register()
 __all__ = [
     "Momo",
     "MomoAdam",
+    "MomoAdamAuto",
     "MomoCallback",
     "MomoOptimizer",
     "MomoSeq2SeqTrainer",

@@ -1,4 +1,4 @@
-"""`optim="momo"` and `optim="momo_adam"` for TrainingArguments, and trainers that show what the optimizer does."""
+"""`optim="momo"`, `"momo_adam"` and `"momo_adam_auto"` for TrainingArguments, and trainers that show what the optimizer does."""
 
 import inspect
 import logging
@@ -11,12 +11,12 @@ from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS, OptimizerContext
 from transformers.training_args import OptimizerNames
 
 from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
-from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
+from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
 
 
 logger = logging.getLogger(__name__)
 
-METHODS: dict[str, type[MomoOptimizer]] = {"momo": Momo, "momo_adam": MomoAdam}
+METHODS: dict[str, type[MomoOptimizer]] = {"momo": Momo, "momo_adam": MomoAdam, "momo_adam_auto": MomoAdamAuto}
 
 
 # ---- Names ----
@@ -28,6 +28,8 @@ def momo_kwargs(args: TrainingArguments, cls: type[MomoOptimizer]) -> dict[str, 
     Args:
         args: `learning_rate`, `weight_decay`, `adam_beta1`, `adam_beta2`, `adam_epsilon` and `optim_args` are used.
         cls: the optimizer class.
+
+    For `MomoAdamAuto` a `learning_rate` left at its default means the default of the class, which needs no choice.
 
     Returns:
         Keyword arguments for `cls`, for `Trainer(optimizer_cls_and_kwargs=(cls, momo_kwargs(args, cls)))`.
@@ -43,8 +45,10 @@ def momo_kwargs(args: TrainingArguments, cls: type[MomoOptimizer]) -> dict[str, 
         "eps": args.adam_epsilon,
     }
     signature = inspect.signature(cls).parameters
+    if issubclass(cls, MomoAdamAuto) and args.learning_rate == TrainingArguments.learning_rate:
+        del named["lr"]
     kwargs = {name: value for name, value in named.items() if name in signature}
-    free = {name: p for name, p in signature.items() if name not in (*named, "params")}
+    free = {name: p for name, p in signature.items() if name not in (*named, "lr", "params")}
     for item in filter(None, (args.optim_args or "").replace(" ", "").split(",")):
         key, _, text = item.partition("=")
         if key not in free:
@@ -52,16 +56,20 @@ def momo_kwargs(args: TrainingArguments, cls: type[MomoOptimizer]) -> dict[str, 
                 f"`optim_args` has no key {key!r} for {cls.__name__}; it takes {', '.join(free)}. The learning rate, "
                 "weight decay, betas and epsilon are TrainingArguments of their own."
             )
-        kwargs[key] = _typed(key, text, is_flag=free[key].annotation is not float)
+        kwargs[key] = _typed(key, text, free[key].annotation)
     return kwargs
 
 
-def _typed(key: str, text: str, is_flag: bool) -> bool | float:
+def _typed(key: str, text: str, annotation: Any) -> bool | float | str:
     flags = {"true": True, "1": True, "false": False, "0": False}
     try:
-        return flags[text.lower()] if is_flag else float(text)
+        if annotation is float:
+            return float(text)
+        if annotation is str or (annotation == bool | str and text.lower() not in flags):
+            return text
+        return flags[text.lower()]
     except (KeyError, ValueError):
-        kind = "true or false" if is_flag else "a number"
+        kind = "a number" if annotation is float else "true or false"
         raise ValueError(f"`optim_args`: {key} must be {kind}, got {text!r}.") from None
 
 
@@ -133,7 +141,8 @@ class MomoCallback(TrainerCallback):
         if optimizer is None:
             return
         self._before = self._counts(optimizer)
-        if args.learning_rate == TrainingArguments.learning_rate and state.is_world_process_zero:
+        left_alone = args.learning_rate == TrainingArguments.learning_rate
+        if left_alone and not isinstance(optimizer, MomoAdamAuto) and state.is_world_process_zero:
             logger.warning(
                 f"learning_rate was left at {args.learning_rate:g}, the default of TrainingArguments. For MoMo it is the "
                 "upper bound of the step size: right for fine-tuning a pretrained model, far too low for training from "

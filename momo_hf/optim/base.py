@@ -40,6 +40,7 @@ class MomoOptimizer(Optimizer):
             "divide": True,
             "use_fstar": False,
             "bias_correction": "betas" in defaults,
+            "slope": "momentum",
             "foreach": None,
             "compile": False,
             **defaults,
@@ -165,8 +166,7 @@ class MomoOptimizer(Optimizer):
         self._init_state()
 
         state = self._model_state()
-        like = state.step
-        step = like + 1
+        like, step = state.step, state.step + 1
         group = self.param_groups[0]
         beta, corrected = self._beta(group), group["bias_correction"]
         weight = average_weight(step, beta, corrected)
@@ -174,20 +174,22 @@ class MomoOptimizer(Optimizer):
         buckets = sort_into_buckets(
             self.param_groups, self.state, ("exp_avg", *self.buffers), self._option_names(), self._layout, like.dtype
         )
-        dual_norm_sq, overlap = inner_products(self, buckets, self._layouts(), weight, step)
+        dual_norm_sq, overlap, sample_norm_sq = inner_products(self, buckets, self._layouts(), weight, step)
         state, update = next_step(
             state,
-            torch.as_tensor(given, dtype=like.dtype, device=like.device).reshape(()),
+            self._scalar(given, like),
             dual_norm_sq,
             overlap,
+            sample_norm_sq if group["slope"] == "gradient" else None,
             self._per_group("lr", like),
+            self._per_group("base_lr", like),
             self._per_group("weight_decay", like),
             lb=group["lb"],
             beta=beta,
             bias_correction=corrected,
             use_fstar=group["use_fstar"],
             divide=group["divide"],
-            clip_factor=self._clip_tensor(clip_factor, like),
+            clip_factor=None if clip_factor is None else self._scalar(clip_factor, like).clamp(max=1.0),
         )
         for bucket in buckets:
             write(self, bucket, weight, step, update)
@@ -207,7 +209,11 @@ class MomoOptimizer(Optimizer):
         values = [group[option] for group in self.param_groups]
         if not any(isinstance(value, Tensor) for value in values):
             return torch.tensor(values, dtype=like.dtype, device=like.device)
-        return torch.stack([torch.as_tensor(v, dtype=like.dtype, device=like.device).reshape(()) for v in values])
+        return torch.stack([self._scalar(value, like) for value in values])
+
+    @staticmethod
+    def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
 
     @staticmethod
     def _beta(group: dict[str, Any]) -> float:
@@ -216,12 +222,6 @@ class MomoOptimizer(Optimizer):
     def _option_names(self) -> tuple[str, ...]:
         # Unpickling adds torch's own "differentiable" to the defaults, but not to the groups.
         return tuple(name for name in self.defaults if name != "differentiable")
-
-    @staticmethod
-    def _clip_tensor(factor: Tensor | float | None, like: Tensor) -> Tensor | None:
-        if factor is None:
-            return None
-        return torch.as_tensor(factor, dtype=like.dtype, device=like.device).reshape(()).clamp(max=1.0)
 
     # ---- The state ----
 
@@ -243,6 +243,7 @@ class MomoOptimizer(Optimizer):
         else:
             self._keep(self._model_state())
         group.setdefault("effective_lr", torch.zeros_like(head["step"]))
+        group.setdefault("base_lr", float(group["lr"]))
 
     def _home(self) -> torch.device:
         """Where the scalars live: with the first parameter that has memory."""
@@ -283,7 +284,7 @@ class MomoOptimizer(Optimizer):
         Raises:
             ValueError: the state was not saved by this method.
         """
-        keys = (*ModelState._fields, "effective_lr", *self._option_names())
+        keys = (*ModelState._fields, "effective_lr", "base_lr", *self._option_names())
         check_checkpoint(type(self).__name__, state_dict, keys, ("exp_avg", *self.buffers))
         super().load_state_dict(state_dict)
         params = chain.from_iterable(group["params"] for group in self.param_groups)

@@ -13,13 +13,19 @@ NO_LOSS = (
     "accelerate and transformers, `import momo_hf` does it: call accelerator.backward(loss), and prepare this optimizer."
 )
 # Options that describe the one model of all groups and cannot differ between them.
-SHARED_OPTIONS = ("beta", "betas", "lb", "use_fstar", "bias_correction", "divide")
+SHARED_OPTIONS = ("beta", "betas", "lb", "use_fstar", "bias_correction", "divide", "slope")
 
 
 def check_range(name: str, value: float, low: float, high: float, interval: str) -> None:
     """Raise a ValueError that names the argument, its value and the interval unless `low <= value < high`."""
     if not low <= value < high:
         raise ValueError(f"`{name}` must be in {interval}, got {value}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise a ValueError that names the argument, its value and the choices unless it is one of them."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
 def check_group(group: dict[str, Any]) -> None:
@@ -35,6 +41,8 @@ def check_group(group: dict[str, Any]) -> None:
         check_range("betas[0]", group["betas"][0], 0.0, 1.0, "[0, 1)")
     if not math.isfinite(group["lb"]):
         raise ValueError(f"`lb` must be a finite number, got {group['lb']}: give one that the loss never falls below.")
+    check_choice("use_fstar", group["use_fstar"], (False, True, "share"))
+    check_choice("slope", group["slope"], ("momentum", "gradient"))
 
 
 def check_one_model(group: dict[str, Any], head: dict[str, Any]) -> None:

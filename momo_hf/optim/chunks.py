@@ -23,7 +23,7 @@ CPU_PACK = 1 << 15
 # Options that every method has. A method is given only its own ones, which stay the same from step to step, so that a
 # compiled pass is not compiled anew when the lr changes.
 SHARED_BY_METHODS = (
-    "lr", "weight_decay", "lb", "beta", "bias_correction", "use_fstar", "divide", "foreach", "compile",
+    "lr", "weight_decay", "lb", "beta", "bias_correction", "use_fstar", "divide", "slope", "foreach", "compile",
 )  # fmt: skip
 
 

@@ -19,6 +19,10 @@ from typing import NamedTuple
 from torch import Tensor, full_like, stack, where
 
 
+# The part of the way from the averaged loss to `lb` that one step aims at with `use_fstar="share"`.
+SHARE = 0.25
+
+
 class ModelState(NamedTuple):
     """What the model remembers between steps; every entry is a 0-dim tensor of at least float32.
 
@@ -31,6 +35,7 @@ class ModelState(NamedTuple):
         capped: number of steps on which the cap `lr` decided.
         skipped: number of steps dropped because the loss or a gradient was not finite.
         stalled: number of steps in a row whose model lay at or below f*, so that the step was 0.
+        slope_avg: q, the averaged slope of the samples; stays 0 with the paper's slope.
     """
 
     step: Tensor
@@ -41,6 +46,7 @@ class ModelState(NamedTuple):
     capped: Tensor
     skipped: Tensor
     stalled: Tensor
+    slope_avg: Tensor
 
 
 class Step(NamedTuple):
@@ -80,13 +86,15 @@ def next_step(
     loss: Tensor,
     dual_norm_sq: Tensor,
     overlap: Tensor,
+    sample_norm_sq: Tensor | None,
     lr: Tensor,
+    base_lr: Tensor,
     weight_decay: Tensor,
     *,
     lb: float,
     beta: float,
     bias_correction: bool,
-    use_fstar: bool,
+    use_fstar: bool | str,
     divide: bool,
     clip_factor: Tensor | None = None,
 ) -> tuple[ModelState, Step]:
@@ -97,12 +105,17 @@ def next_step(
         loss: f_k, 0-dim; the scalar whose gradient the momentum took in.
         dual_norm_sq: n_g = <d_g, u_g>, shape (groups,).
         overlap: s_g = <d_g, x_g>, shape (groups,); only groups with decay count.
+        sample_norm_sq: <g_g, D_g^{-1} g_g> of this step's gradient, shape (groups,), for the slope of the samples; None
+            for the paper's slope, which is that of the averaged gradient.
         lr: α_g, shape (groups,).
+        base_lr: α_g before any schedule, shape (groups,); `use_fstar="share"` follows the schedule by lr / base_lr.
         weight_decay: λ_g, shape (groups,).
         lb: the user's lower bound; f* never falls below it.
         beta: β of both averages.
         bias_correction: whether ρ_k = 1-β^k (averages start at 0) or 1 (they start at the first sample).
-        use_fstar: whether f* is estimated online (paper, section 4).
+        use_fstar: whether f* is estimated online: by the paper's rule (True, section 4), or as `"share"`: f* is
+            `SHARE` of the way from the averaged model down to `lb`. The cap is then no scale to decay by, and the
+            step size of the step before takes its place.
         divide: whether the decay is proximal, `/ (1 + a)`, or AdamW's, `(1 - a) x`.
         clip_factor: κ, by which the gradients were scaled before they were seen here, or None.
 
@@ -113,17 +126,29 @@ def next_step(
     cap = lr.max()  # α
     ratio = where(cap > 0, lr / cap, 0.0)  # r_g
     decay = lr * weight_decay  # a_g
+    if use_fstar == "share":
+        decay = ratio * state.polyak_lr.minimum(cap) * weight_decay
     step = state.step + 1  # k
     rho = debias(beta, step) if bias_correction else 1.0  # ρ_k
-    fstar = state.fstar if use_fstar else state.fstar.new_full((), lb)
+    fstar = state.fstar if use_fstar is True else state.fstar.new_full((), lb)
 
     weight = average_weight(step, beta, bias_correction)
     loss_avg = state.loss_avg.lerp(clip_gap(loss, clip_factor, fstar), weight)  # f̄_k
     drift = (1.0 - weight) * state.drift  # c_k
 
     value = loss_avg + drift - (overlap * decay / (1 + decay)).sum()  # A
-    slope = (ratio * dual_norm_sq / (1 + decay)).sum()  # B
-    if use_fstar:
+    shorter = ratio / (1 + decay)
+    along = (shorter * dual_norm_sq).sum()  # -<d_k, x_{k+1} - x_k> / τ, apart from the decay
+    if sample_norm_sq is None:
+        slope_avg, slope = state.slope_avg, along  # B
+    else:
+        # q_k takes the place of n. Where averages start at 0, n has the factor ρ twice and q once; that it is not
+        # taken out of q makes the first steps shorter, a warmup that no one has to set.
+        slope = slope_avg = state.slope_avg.lerp((shorter * sample_norm_sq).sum(), weight)
+    if use_fstar == "share":
+        scheduled = where(base_lr.max() > 0, cap / base_lr.max(), 0.0).clamp(max=1 / SHARE)
+        fstar = lb + (1 - SHARE * scheduled) * (value / rho - lb).clamp(min=0)
+    elif use_fstar:
         fstar = where(value < rho * fstar, (value / (2 * rho)).clamp(min=lb), fstar)
     gap = (value - rho * fstar).clamp(min=0)
     moves = slope > 0
@@ -131,14 +156,14 @@ def next_step(
     tau = where(moves, polyak.minimum(cap / rho), 0.0)  # τ
 
     inner = (tau * ratio * dual_norm_sq).sum()
-    if use_fstar:
+    if use_fstar is True:
         fstar = ((loss_avg + drift - inner / 2) / rho).clamp(min=lb)
     if divide:  # <d_k, x_{k+1} - x_k>
-        moved = -(tau * slope + (overlap * decay / (1 + decay)).sum())
+        moved = -(tau * along + (overlap * decay / (1 + decay)).sum())
     else:
         moved = -(inner + (overlap * decay).sum())
 
-    ok = stack([loss, dual_norm_sq.sum(), overlap.sum()]).isfinite().all()
+    ok = stack([loss, dual_norm_sq.sum(), overlap.sum(), slope]).isfinite().all()
     new = ModelState(
         step=step,
         loss_avg=loss_avg,
@@ -148,6 +173,7 @@ def next_step(
         capped=state.capped + (moves & (cap / rho <= polyak)),
         skipped=state.skipped,
         stalled=where(moves & (gap == 0), state.stalled + 1, 0.0),
+        slope_avg=slope_avg,
     )
     kept = ModelState(*(where(ok, n, o).to(o.dtype) for n, o in zip(new, state)))
     kept = kept._replace(skipped=state.skipped + ~ok)

@@ -23,7 +23,10 @@ class Momo(MomoOptimizer):
         lb: lower bound of the loss. Default 0.
         bias_correction: start the averages at 0 and correct them (True), or start them at the first gradient and
             loss (False). Default False.
-        use_fstar: estimate the lower bound online; it never falls below `lb`. Default False.
+        use_fstar: estimate the lower bound online: True by the paper's rule, `"share"` as a fixed distance from the
+            averaged loss towards `lb`, for use with `slope="gradient"`. It never falls below `lb`. Default False.
+        slope: `"momentum"` (the paper) takes the slope of the model from the averaged gradient, `"gradient"` from the
+            gradients themselves, averaged as the loss is; in noise that makes the steps shorter. Default "momentum".
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
         compile: run the first pass over the parameters through `torch.compile`. Default False.
 
@@ -47,7 +50,8 @@ class Momo(MomoOptimizer):
         beta: float = 0.9,
         lb: float = 0.0,
         bias_correction: bool = False,
-        use_fstar: bool = False,
+        use_fstar: bool | str = False,
+        slope: str = "momentum",
         *,
         foreach: bool | None = None,
         compile: bool = False,
@@ -61,6 +65,7 @@ class Momo(MomoOptimizer):
                 "lb": lb,
                 "bias_correction": bias_correction,
                 "use_fstar": use_fstar,
+                "slope": slope,
                 "foreach": foreach,
                 "compile": compile,
             },

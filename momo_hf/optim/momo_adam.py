@@ -31,7 +31,10 @@ class MomoAdam(MomoOptimizer):
         weight_decay: λ of the weight decay. Default 0.
         lb: lower bound of the loss. Default 0.
         divide: proximal decay `/ (1 + lr λ)` (True) or AdamW's `(1 - lr λ) x` (False). Default True.
-        use_fstar: estimate the lower bound online; it never falls below `lb`. Default False.
+        use_fstar: estimate the lower bound online: True by the paper's rule, `"share"` as a fixed distance from the
+            averaged loss towards `lb`, for use with `slope="gradient"`. It never falls below `lb`. Default False.
+        slope: `"momentum"` (the paper) takes the slope of the model from the averaged gradient, `"gradient"` from the
+            gradients themselves, averaged as the loss is; in noise that makes the steps shorter. Default "momentum".
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
         compile: run the first pass over the parameters through `torch.compile`. Default False.
 
@@ -59,7 +62,8 @@ class MomoAdam(MomoOptimizer):
         weight_decay: float = 0.0,
         lb: float = 0.0,
         divide: bool = True,
-        use_fstar: bool = False,
+        use_fstar: bool | str = False,
+        slope: str = "momentum",
         *,
         foreach: bool | None = None,
         compile: bool = False,
@@ -74,6 +78,7 @@ class MomoAdam(MomoOptimizer):
                 "lb": lb,
                 "divide": divide,
                 "use_fstar": use_fstar,
+                "slope": slope,
                 "foreach": foreach,
                 "compile": compile,
             },

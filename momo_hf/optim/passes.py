@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 def inner_products(
     method: "MomoOptimizer", buckets: list[Bucket], layouts: list[Layout | None], weight: Tensor, step: Tensor
-) -> tuple[Tensor, Tensor]:
-    """First pass: n_g = <d_g, u_g> and s_g = <d_g, x_g> over all shards.
+) -> Tensor:
+    """First pass: n_g = <d_g, u_g>, s_g = <d_g, x_g> and <g_g, D_g^{-1} g_g> over all shards.
 
     Args:
         method: the optimizer, for its preconditioner.
@@ -36,20 +36,20 @@ def inner_products(
         step: k, 0-dim.
 
     Returns:
-        Two vectors with one entry per parameter group.
+        Three rows with one entry per parameter group; the last one is 0 unless the slope of the samples is asked for.
     """
     groups = len(method.param_groups)
-    sums = {layout: weight.new_zeros(2, groups) for layout in layouts}
+    sums = {layout: weight.new_zeros(3, groups) for layout in layouts}
     for bucket in buckets:
         if bucket.moves:
             first = first_pass(type(method), bucket.group["compile"])
             here, options = weight.to(bucket.device), options_at(method, bucket, step)
             but = None if bucket.decays else "param"
-            parts = [first(type(method), options, piece.read_all(but), here) for piece in bucket.pieces]
+            sampled = bucket.group["slope"] == "gradient"
+            parts = [first(type(method), options, piece.read_all(but), here, sampled) for piece in bucket.pieces]
             if parts:
                 sums[bucket.layout][:, bucket.index] += torch.stack(parts).sum(0).to(weight.device)
-    total = sum(sum_over_shards(part, layout) for layout, part in sums.items())
-    return total[0], total[1]
+    return sum(sum_over_shards(part, layout) for layout, part in sums.items())
 
 
 def products_of_piece(
@@ -57,15 +57,19 @@ def products_of_piece(
     options: dict[str, Any],
     piece: dict[str, Tensor],
     weight: Tensor,
+    sampled: bool,
 ) -> Tensor:
-    """<d, u> and, where the parameter is given, <d, x> of one flat piece, from what d and u are going to be."""
+    """<d, u>, where the parameter is given <d, x>, and where `sampled` <g, D^{-1} g> of one flat piece, from what d, u
+    and D are going to be.
+    """
     grad = piece["grad"]
     momentum = torch.lerp(piece["exp_avg"], grad, weight)
     buffers = method.update_buffers(grad, {name: piece[name] for name in method.buffers}, options)
     direction = method.precondition(momentum, buffers, options)
     norm = inner_product(momentum, direction)
     overlap = inner_product(momentum, piece["param"]) if "param" in piece else torch.zeros_like(norm)
-    return torch.stack([norm, overlap])
+    sample = inner_product(grad, method.precondition(grad, buffers, options)) if sampled else torch.zeros_like(norm)
+    return torch.stack([norm, overlap, sample])
 
 
 def options_at(method: "MomoOptimizer", bucket: Bucket, step: Tensor) -> dict[str, Any]:

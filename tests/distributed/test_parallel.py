@@ -9,7 +9,7 @@ from tests.distributed.workers_zero import ENVIRONMENT
 
 CASES = [
     f"{method} {dtype} {accumulated}"
-    for method in ("momo", "momo_adam")
+    for method in ("momo", "momo_adam", "momo_adam_auto")
     for dtype in ("float64", "float32")
     for accumulated in ("1 0.0", "2 0.5")
 ]
@@ -45,9 +45,9 @@ def test_ddp_replicas_are_bitwise_equal_after_50_steps(tmp_path):
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
 
 
-@pytest.mark.parametrize("kind, in_step", [("ddp", []), ("fsdp2", ["all_reduce 2 waits"])])
+@pytest.mark.parametrize("kind, in_step", [("ddp", []), ("fsdp2", ["all_reduce 3 waits"])])
 def test_one_collective_for_the_loss_and_one_for_the_sums(tmp_path, kind, in_step):
-    """The loss is reduced before the backward pass of the last micro-batch; the sums n and s travel together."""
+    """The loss is reduced before the backward pass of the last micro-batch; the sums n, s and q travel together."""
     events, _ = run_workers("tests.distributed.workers:collectives", 2, tmp_path, kind)
     window = ["backward", "all_reduce 1 async", "backward", *in_step, "step"]
     assert events == window + window

@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from momo_hf import (
     Momo,
     MomoAdam,
+    MomoAdamAuto,
     MomoCallback,
     MomoSeq2SeqTrainer,
     MomoTrainer,
@@ -27,7 +28,7 @@ from momo_hf import (
 from tests.toys import Net, Points, TokenNet
 
 
-METHODS = {"momo": Momo, "momo_adam": MomoAdam}
+METHODS = {"momo": Momo, "momo_adam": MomoAdam, "momo_adam_auto": MomoAdamAuto}
 
 
 def arguments(tmp_path, cls=TrainingArguments, **options):
@@ -108,7 +109,7 @@ def test_every_trainer_gets_the_loss_of_the_global_batch(trainer_cls, optim, cli
     trainer.train()
     size = batch * accumulation
     batches = [slice(start, start + size) for start in range(0, 24, size)] * 3
-    options = {} if optim == "momo_adam" else {"beta": 0.9}
+    options = {"beta": 0.9} if optim == "momo" else {}
     expected = by_hand(batches[:6], METHODS[optim], clip=clip, **options)
     torch.testing.assert_close(step_sizes(trainer), expected, rtol=1e-9, atol=0)
 

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from momo_hf.optim import Momo, MomoAdam
 
 
+AUTO = {"slope": "gradient", "use_fstar": "share"}
 READS = {"aten._local_scalar_dense", "aten.item", "aten.is_nonzero", "aten.equal", "aten.nonzero", "aten._to_cpu"}
 
 
@@ -48,7 +49,9 @@ def parameters(count=6, shape=(8, 5), dtype=torch.float32):
 
 @pytest.mark.parametrize("cls", [Momo, MomoAdam])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"use_fstar": True, "weight_decay": 0.1}, {"compile": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_fstar": True, "weight_decay": 0.1}, {"compile": True}, AUTO, {**AUTO, "compile": True}]
+)
 def test_no_value_leaves_the_device(cls, dtype, options):
     params = parameters(dtype=dtype)
     optimizer = cls(params, lr=0.1, **options)

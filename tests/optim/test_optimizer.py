@@ -123,12 +123,12 @@ def test_deepcopy_and_pickle_continue_alike(cls):
 
 @both
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("use_fstar", [False, True])
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(cls, dtype, use_fstar):
+@pytest.mark.parametrize("options", [{}, {"use_fstar": True}, {"use_fstar": "share", "slope": "gradient"}])
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(cls, dtype, options):
     def fresh():
         params, backward = least_squares(dtype)
         groups = [{"params": [params[0]], "weight_decay": 0.01}, {"params": [params[1]], "lr": 0.02}]
-        return params, backward, cls(groups, lr=0.05, use_fstar=use_fstar)
+        return params, backward, cls(groups, lr=0.05, **options)
 
     params, backward, optimizer = fresh()
     train(optimizer, backward, 7)

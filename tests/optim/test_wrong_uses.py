@@ -22,6 +22,8 @@ WRONG_ARGUMENTS = [
     (MomoAdam, {"betas": (1.5, 0.9)}, r"`betas\[0\]`.*1.5"),
     (MomoAdam, {"betas": (0.9, 1.0)}, r"`betas\[1\]`.*1.0"),
     (MomoAdam, {"eps": -1e-8}, "`eps`.*-1e-08"),
+    (MomoAdam, {"use_fstar": "auto"}, "`use_fstar` must be one of False, True, 'share', got 'auto'"),
+    (Momo, {"slope": "sample"}, "`slope` must be one of 'momentum', 'gradient', got 'sample'"),
 ]
 
 
