@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from diffusers.utils import make_image_grid
 from PIL import Image
@@ -12,6 +13,11 @@ from torch import Tensor
 
 
 GOLDEN_RATIO = 0.6180339887
+
+
+def training_scheduler(scheduler) -> DDPMScheduler:
+    """The noise that a pipeline was trained with, whatever it samples with."""
+    return DDPMScheduler.from_config(scheduler.config)
 
 
 def target(scheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

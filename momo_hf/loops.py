@@ -99,6 +99,7 @@ class Run:
         self._steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
         self._losses: list[Tensor] = []
         accelerator.register_for_checkpointing(self)
+        optimizer.train()  # schedule-free optimizers ask for it
         set_seed(args.seed, device_specific=True)
         if args.resume_from_checkpoint:
             self._resume(args.resume_from_checkpoint)

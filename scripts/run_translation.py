@@ -141,9 +141,9 @@ def shorten(data: DatasetDict, args: DataArguments) -> DatasetDict:
     )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
-    data_args, model_args, args = parse_run((DataArguments, ModelArguments, Seq2SeqTrainingArguments))
+    data_args, model_args, args = parse_run((DataArguments, ModelArguments, Seq2SeqTrainingArguments), argv)
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.WARNING, format="%(message)s")
     set_seed(args.seed)
 
@@ -196,7 +196,8 @@ def main() -> None:
         for sample in samples:
             print(f"\n  {sample['source']}\n= {sample['reference']}\n> {sample['translation']}")
         seconds = time.perf_counter() - start
-        path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, samples=samples)
+        more = {"samples": samples, "history": trainer.state.log_history}
+        path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, **more)
         print(
             f"\nBLEU {metrics['test_bleu']:.1f}, chrF {metrics['test_chrf']:.1f} on {split} after {seconds:.0f} s; see {path}"
         )

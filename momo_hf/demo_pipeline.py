@@ -1,0 +1,191 @@
+"""A tiny text-to-image pipeline of diffusers' own classes, trained here on handwritten digits, and a judge of its images.
+
+It stands in for a checkpoint from the Hub where nothing can be downloaded: the same classes, the same files, small.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from momo_hf.data.images import load_images
+from momo_hf.data.transforms import ImageTransform
+from momo_hf.diffusion import denoising_losses, random_noise
+from momo_hf.optim import MomoAdam
+
+
+logger = logging.getLogger(__name__)
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+KNOWN = tuple(range(8))  # digits that the pipeline is trained on; 8 and 9 are left to the fine-tuning
+SIDE = 16
+BATCH = 64
+CAPTION_DROPOUT = 0.1
+
+
+def caption(digit: int) -> str:
+    """The caption of a digit's images."""
+    return f"a handwritten {WORDS[digit]}"
+
+
+def make_demo_pipeline(folder: Path, vae_steps: int = 400, steps: int = 1500, seed: int = 0) -> Path:
+    """Train the pipeline on the digits 0 to 7 and save it, unless it is there already.
+
+    Args:
+        folder: where it is, or is to be.
+        vae_steps: of the autoencoder.
+        steps: of the text encoder and the UNet together.
+        seed: of weights, batches and noise.
+
+    Returns:
+        The folder.
+    """
+    if (folder / "model_index.json").is_file():
+        logger.info(f"The tiny pipeline is there: {folder}")
+        return folder
+    torch.manual_seed(seed)
+    data = load_images("demo")["train"]
+    transform = ImageTransform(SIDE)
+    labels = torch.tensor(data["label"][:])
+    pixels = torch.stack([transform(image) for image in data["image"]])
+    known = torch.isin(labels, torch.tensor(KNOWN))
+
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[16, 32],
+        norm_num_groups=8,
+        latent_channels=4,
+        sample_size=SIDE,
+    )
+    train_vae(vae, pixels[known], vae_steps)
+    tokenizer = make_tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=SIDE // 2,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        block_out_channels=[32, 64],
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+    )
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    train_text_to_image(unet, text_encoder, tokenizer, vae, scheduler, pixels[known], labels[known], steps)
+    pipeline = StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, DDIMScheduler.from_config(scheduler.config), None, None, None, False
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer whose vocabulary is the words of the captions."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<|startoftext|>", "<|endoftext|>"], end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator(map(caption, range(10)), trainer)
+    merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    return CLIPTokenizer(vocab=tokenizer.get_vocab(), merges=merges, model_max_length=8)
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids of shape (batch, model_max_length), as a Stable Diffusion pipeline makes them."""
+    return tokenizer(
+        captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def _batches(rows: int, steps: int, what: str) -> Iterator[Tensor]:
+    for _ in tqdm(range(steps), desc=what):
+        yield torch.randint(rows, (BATCH,))
+
+
+def train_vae(vae: AutoencoderKL, pixels: Tensor, steps: int) -> None:
+    """Train the autoencoder on squared errors and a little of the prior, and set the scale of its latents."""
+    optimizer = MomoAdam(vae.parameters(), lr=3e-3)
+    for index in _batches(len(pixels), steps, "autoencoder"):
+        posterior = vae.encode(pixels[index]).latent_dist
+        error = (vae.decode(posterior.sample()).sample - pixels[index]).square().mean()
+        loss = error + 1e-4 * posterior.kl().mean()
+        loss.backward()
+        optimizer.step(loss=loss)
+        optimizer.zero_grad()
+    vae.requires_grad_(False).eval()
+    vae.register_to_config(scaling_factor=float(1 / vae.encode(pixels[:500]).latent_dist.sample().std()))
+
+
+def train_text_to_image(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    scheduler: DDPMScheduler,
+    pixels: Tensor,
+    labels: Tensor,
+    steps: int,
+) -> None:
+    """Train the UNet and the text encoder on latents of images and their captions."""
+    ids = torch.cat([tokenize(tokenizer, [caption(digit)]) for digit in range(10)])
+    empty = tokenize(tokenizer, [""])
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
+    optimizer = MomoAdam([*unet.parameters(), *text_encoder.parameters()], lr=1e-3)
+    for index in _batches(len(pixels), steps, "text to image"):
+        dropped = torch.rand(BATCH, 1) < CAPTION_DROPOUT
+        text = text_encoder(torch.where(dropped, empty, ids[labels[index]])).last_hidden_state
+
+        def predict(noisy, timesteps, text=text):
+            return unet(noisy, timesteps, text).sample
+
+        clean = latents[index]
+        loss = denoising_losses(predict, scheduler, clean, *random_noise(scheduler, clean)).mean()
+        loss.backward()
+        optimizer.step(loss=loss)
+        optimizer.zero_grad()
+
+
+class DigitJudge:
+    """Says which digit an image shows: a support vector machine on 8x8 pixels, trained on scikit-learn's digits."""
+
+    def __init__(self) -> None:
+        from sklearn.svm import SVC
+
+        data = load_images("demo")
+        train, held_out = data["train"], data["validation"]
+        self.classifier = SVC(gamma=0.001).fit(self._pixels(train["image"]), train["label"][:])
+        self.accuracy = float(self.classifier.score(self._pixels(held_out["image"]), held_out["label"][:]))
+
+    def share(self, images: list[Image.Image], prompt: str) -> float:
+        """The share of images that show the digit which the prompt names."""
+        digits = [digit for digit, word in enumerate(WORDS) if word in prompt.split()]
+        return float(np.mean(np.isin(self.classifier.predict(self._pixels(images)), digits)))
+
+    @staticmethod
+    def _pixels(images: list[Image.Image]) -> np.ndarray:
+        small = (image.convert("L").resize((8, 8), Image.Resampling.BOX) for image in images)
+        return np.stack([np.asarray(image, np.float64).ravel() * (16 / 255) for image in small])
