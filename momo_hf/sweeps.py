@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import runpy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from transformers import Trainer, TrainingArguments
 
 
 logger = logging.getLogger(__name__)
+# Heartbeats are what lets a sweep go on after a worker was killed; optuna has called them experimental since 2021.
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 HEARTBEAT = 30  # seconds; a trial that is silent for four of them is given to another worker
 HISTORY = ("step", "loss", "momo/effective_lr")

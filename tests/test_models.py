@@ -1,0 +1,61 @@
+"""The package's own models: shapes and sizes of the papers, saving and loading, and torch as a witness."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForImageClassification
+
+from momo_hf.models.dlrm import DLRM, DLRMConfig
+from momo_hf.models.vision import OWN_MODELS
+
+
+# Parameters as published: He et al. 2016 give 0.27 M and 1.7 M; the MLP and VGG16 by their layers.
+SIZES = [
+    ("mlp", {"image_size": 28, "num_channels": 1}, 784 * 100 + 100 + 100 * 100 + 100 + 100 * 10 + 10),
+    ("cifar_resnet", {"depth": 20}, 269_722),
+    ("cifar_resnet", {"depth": 110}, 1_727_962),
+    ("vgg16", {}, 14_714_688 + 512 * 10 + 10),
+]
+
+
+@pytest.mark.parametrize("name, options, expected", SIZES)
+def test_sizes_and_saving(name, options, expected, tmp_path):
+    config_class, model_class = OWN_MODELS[name]
+    config = config_class(num_labels=10, **options)
+    model = model_class(config).eval()
+    assert model.num_parameters() == expected
+    pixels = torch.randn(2, config.num_channels, config.image_size, config.image_size)
+    output = model(pixel_values=pixels, labels=torch.tensor([1, 2]))
+    torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits, torch.tensor([1, 2])))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(pixels).logits, output.logits)
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [("cifar_resnet", {"depth": 21}, "6n \\+ 2, got 21"), ("vgg16", {"image_size": 16}, "32 or more, got 16")],
+)
+def test_impossible_sizes_are_named(name, options, message):
+    config_class, model_class = OWN_MODELS[name]
+    with pytest.raises(ValueError, match=message):
+        model_class(config_class(**options))
+
+
+def test_dlrm(tmp_path):
+    config = DLRMConfig(num_dense=3, num_tables=2, table_size=5, embedding_dim=4, bottom_mlp=[6], top_mlp=[7])
+    model = DLRM(config)
+    dense, sparse = torch.randn(8, 3), torch.randint(5, (8, 2))
+    labels = torch.randint(2, (8,)).float()
+    output = model(dense, sparse, labels)
+    # By its definition: the bottom vector, and the inner products of all pairs of vectors.
+    bottom = model.bottom(dense)
+    first, second = model.tables.weight[:5][sparse[:, 0]], model.tables.weight[5:][sparse[:, 1]]
+    pairs = [(first * bottom).sum(1), (second * bottom).sum(1), (second * first).sum(1)]
+    logits = model.click(model.top(torch.cat([bottom, torch.stack(pairs, 1)], 1))).squeeze(1)
+    torch.testing.assert_close(output.logits, logits)
+    expected = -(labels * logits.sigmoid().log() + (1 - labels) * (-logits).sigmoid().log()).mean()
+    torch.testing.assert_close(output.loss, expected)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded(dense, sparse).logits, model(dense, sparse).logits)
