@@ -37,13 +37,12 @@ def caption(digit: int) -> str:
     return f"a handwritten {WORDS[digit]}"
 
 
-def make_demo_pipeline(folder: Path, vae_steps: int = 400, steps: int = 1500, seed: int = 0) -> Path:
+def make_demo_pipeline(folder: Path, steps: int = 1500, seed: int = 0) -> Path:
     """Train the pipeline on the digits 0 to 7 and save it, unless it is there already.
 
     Args:
         folder: where it is, or is to be.
-        vae_steps: of the autoencoder.
-        steps: of the text encoder and the UNet together.
+        steps: of the text encoder and the UNet together; the autoencoder takes a quarter of that.
         seed: of weights, batches and noise.
 
     Returns:
@@ -67,7 +66,7 @@ def make_demo_pipeline(folder: Path, vae_steps: int = 400, steps: int = 1500, se
         latent_channels=4,
         sample_size=SIDE,
     )
-    train_vae(vae, pixels[known], vae_steps)
+    train_vae(vae, pixels[known], max(1, steps // 4))
     tokenizer = make_tokenizer()
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -95,7 +94,15 @@ def make_demo_pipeline(folder: Path, vae_steps: int = 400, steps: int = 1500, se
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     train_text_to_image(unet, text_encoder, tokenizer, vae, scheduler, pixels[known], labels[known], steps)
     pipeline = StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet, DDIMScheduler.from_config(scheduler.config), None, None, None, False
+        vae,
+        text_encoder,
+        tokenizer,
+        unet,
+        DDIMScheduler.from_config(scheduler.config, clip_sample=False, steps_offset=1),
+        None,
+        None,
+        None,
+        False,
     )
     pipeline.save_pretrained(folder)
     return folder

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments, get_scheduler
@@ -31,12 +32,17 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     """
     accelerator = Accelerator(
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
         log_with=list(args.report_to),
         project_config=ProjectConfiguration(args.output_dir),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
         cpu=args.use_cpu,
     )
+    if accelerator.state.deepspeed_plugin is not None:
+        # DeepSpeed clips inside its step, by a value that accelerate would set to 1.
+        accelerator.state.deepspeed_plugin.fill_match(
+            "gradient_clipping", must_match=False, gradient_clipping=args.max_grad_norm
+        )
     level = logging.INFO if accelerator.is_main_process else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     if args.report_to:
@@ -116,11 +122,16 @@ class Run:
     def batches(self) -> Iterator[Any]:
         """Batches, epoch after epoch, until the steps are done; after a resume from where the checkpoint was made."""
         epoch, done = divmod(self.step, self._steps_per_epoch)
+        rng_state = torch.get_rng_state()
         while self.step < self.steps:
             self.loader.set_epoch(epoch)
             skipped = done * self.args.gradient_accumulation_steps
             loader = self.accelerator.skip_first_batches(self.loader, skipped) if skipped else self.loader
             for batch in loader:
+                if rng_state is not None:
+                    # To start, a loader draws a seed of its own; after a resume that would shift all that is drawn later.
+                    torch.set_rng_state(rng_state)
+                    rng_state = None
                 yield batch
                 if self.step >= self.steps:
                     return
@@ -190,6 +201,9 @@ class Run:
         logger.info(f"Resumed {checkpoint} at step {self.step}.")
 
     def _parameters(self) -> list[Tensor]:
+        for module in (module for model in self.accelerator._models for module in model.modules()):
+            if isinstance(module, FSDPModule):
+                module.reshard()  # after a forward pass without a backward pass it still holds whole parameters
         return [p for model in self.accelerator._models for p in model.parameters()]
 
     @contextmanager

@@ -73,7 +73,9 @@ class ModelArguments:
 
     model: str = field(metadata={"help": "A pipeline by folder or Hub name; `demo` trains a tiny one first, once."})
     lora_rank: int = field(default=0, metadata={"help": "Rank of LoRA layers; 0 trains all weights."})
-    train_text_encoder: bool = field(default=False, metadata={"help": "As a second parameter group."})
+    train_text_encoder: bool = field(
+        default=False, metadata={"help": "As a second parameter group; with LoRA transformers wants peft 0.22."}
+    )
     text_encoder_lr: float | None = field(default=None, metadata={"help": "Its learning rate; default: the same."})
     min_snr_gamma: float | None = field(default=None, metadata={"help": "Min-SNR weighting; 5 is usual."})
     demo_steps: int = field(default=1500, metadata={"help": "Training steps of the `demo` pipeline."})
@@ -103,7 +105,7 @@ def trainable_groups(pipeline: StableDiffusionPipeline, args: ModelArguments, dt
     for network, lr, targets in parts:
         if args.lora_rank > 0:
             network.requires_grad_(False).to(dtype=dtype)
-            network.add_adapter(LoraConfig(args.lora_rank, args.lora_rank, targets, init_lora_weights="gaussian"))
+            network.add_adapter(LoraConfig(r=args.lora_rank, lora_alpha=args.lora_rank, target_modules=targets))
         trained = [p for p in network.parameters() if p.requires_grad]
         for p in trained:
             p.data = p.data.float()

@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     eval_loader = DataLoader(held_out.with_transform(still.rows(index="index")), args.per_device_eval_batch_size)
 
     model = new_model(data_args, model_args)
+    logger.info(f"{model.num_parameters() / 1e6:.1f} M parameters, images: {data.num_rows}")
     noise_scheduler = DDPMScheduler(
         num_train_timesteps=model_args.num_train_timesteps,
         beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[model_args.noise_schedule],
@@ -109,9 +110,8 @@ def main(argv: list[str] | None = None) -> None:
         model, optimizer, loader, eval_loader, lr_scheduler
     )
     decay = model_args.ema_decay
-    ema = EMAModel(model.parameters(), decay, use_ema_warmup=True, power=3 / 4, foreach=True) if decay else None
+    ema = EMAModel(model.parameters(), decay, use_ema_warmup=True, power=3 / 4) if decay else None
     run = Run(args, accelerator, optimizer, loader, steps, ema)
-    logger.info(f"{model.num_parameters() / 1e6:.1f} M parameters, images: {data.num_rows}, {steps} steps")
 
     def predict(noisy, timesteps):
         return model(noisy, timesteps).sample

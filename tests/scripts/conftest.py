@@ -17,7 +17,7 @@ def run_script(tmp_path_factory):
 
     def run(*command, check=True, timeout=300):
         """`command`: script and arguments; `check`: fail the test if the script fails."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(home)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(home), "MPLCONFIGDIR": str(home / "..")}
         result = subprocess.run(
             [sys.executable, *map(str, command)],
             cwd=ROOT,

@@ -1,0 +1,117 @@
+"""The image scripts as a user runs them, at a tiny size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, StableDiffusionPipeline
+from PIL import Image
+from transformers import AutoModelForImageClassification
+
+import momo_hf.models.vision  # noqa: F401
+
+
+QUIET = ["--disable_tqdm", "True", "--use_cpu", "True"]
+DIFFUSION = [
+    "scripts/train_diffusion.py", "configs/diffusion/demo.yaml", *QUIET, "--block_out_channels", 8, 16,
+    "--norm_num_groups", 4, "--per_device_train_batch_size", 16, "--max_eval_samples", 20, "--samples", 3,
+    "--sampling_steps", 2, "--logging_steps", 1, "--eval_steps", 2, "--save_strategy", "steps", "--save_steps", 2,
+    "--gradient_accumulation_steps", 2, "--max_steps", 4, "--save_total_limit", 2,
+]  # fmt: skip
+
+
+def results(folder):
+    return json.loads((Path(folder) / "results.json").read_text())
+
+
+def test_image_classification(run_script, tmp_path):
+    script = ["scripts/run_image_classification.py", "configs/image_classification/demo.yaml", *QUIET]
+    shown = run_script(*script, "--output_dir", tmp_path, "--save_strategy", "epoch", "--num_train_epochs", 3).stdout
+    found = results(tmp_path)
+    assert "Top-1 accuracy" in shown and found["metrics"]["eval_accuracy"] > 0.9
+    assert {"loss", "momo/effective_lr"} <= set(found["history"][0])
+    assert any(tmp_path.rglob("events.out.tfevents*"))
+    model = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert model.config.id2label[7] == "7" and model.num_parameters() == 64 * 100 + 100 + 100 * 100 + 100 + 1010
+
+
+def test_other_models_augmentation_and_fine_tuning(run_script, tmp_path):
+    vit = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "patch_size": 4,
+    }
+    script = ["scripts/run_image_classification.py", "configs/image_classification/demo.yaml", *QUIET]
+    options = ["--max_steps", 2, "--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", 2]
+    options += ["--random_padding", 1, "--random_flip", "True", "--max_train_samples", 128]
+    first = tmp_path / "first"
+    run_script(*script, *options, "--output_dir", first, "--model", "vit", "--model_options", json.dumps(vit))
+    run_script(*script, *options, "--output_dir", tmp_path / "second", "--model", first)
+    assert results(tmp_path / "second")["arguments"]["model"] == str(first)
+
+
+def test_train_diffusion_and_resume(run_script, tmp_path):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    run_script(*DIFFUSION, "--output_dir", once)
+    found = results(once)
+    assert found["metrics"]["eval_loss"] < found["metrics"]["first_eval_loss"]
+    grids = sorted(path.name for path in (once / "samples").iterdir())
+    assert grids == ["step-000000.png", "step-000002.png", "step-000004.png"]
+    assert Image.open(once / "samples" / grids[0]).size == (640, 64)
+    assert any(once.rglob("events.out.tfevents*"))
+
+    run_script(*DIFFUSION, "--output_dir", twice, "--resume_from_checkpoint", once / "checkpoint-2")
+    assert results(twice)["history"] == found["history"]
+    assert Image.open(twice / "samples" / grids[2]).tobytes() == Image.open(once / "samples" / grids[2]).tobytes()
+    # The averaged weights, which are what is saved, come through the checkpoint too.
+    first, second = (DDPMPipeline.from_pretrained(folder).unet.state_dict() for folder in (once, twice))
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_finetune_text_to_image(run_script, tmp_path, rank):
+    shown = run_script(
+        "scripts/finetune_text_to_image.py", "configs/diffusion/demo_finetune.yaml", *QUIET, "--output_dir", tmp_path,
+        "--demo_steps", 2, "--max_steps", 2, "--eval_steps", 1, "--prior_images", 1, "--images_per_prompt", 2,
+        "--sampling_steps", 2, "--lora_rank", rank, "--text_encoder_lr", 1e-4, "--min_snr_gamma", 5,
+        "--logging_steps", 1, "--per_device_train_batch_size", 8, "--train_text_encoder", not rank,
+    ).stdout  # fmt: skip
+    assert "a handwritten nine" in shown
+    found = results(tmp_path)
+    assert set(found["accuracy"]) == {"before", "step-000001", "after"} and len(found["accuracy"]["after"]) == 10
+    assert Image.open(tmp_path / "samples" / "after.png").size == (128, 640)
+
+    before = StableDiffusionPipeline.from_pretrained(tmp_path / "demo-pipeline")
+    if rank:
+        after = StableDiffusionPipeline.from_pretrained(tmp_path / "demo-pipeline")
+        after.load_lora_weights(tmp_path)
+        assert any("lora_A" in name and "attn" in name for name, _ in after.unet.named_modules())
+    else:
+        after = StableDiffusionPipeline.from_pretrained(tmp_path)
+        for part in ("unet", "text_encoder"):
+            weights = [dict(getattr(p, part).named_parameters()) for p in (before, after)]
+            assert any(not torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+    def image(pipeline):
+        pipeline.set_progress_bar_config(disable=True)
+        options = {"height": 16, "width": 16, "num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+        return np.asarray(pipeline("a handwritten nine", **options).images[0], int)
+
+    assert (image(before) != image(after)).any()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--dataset", "./nowhere"], "'./nowhere' does not exist"),
+        (["--resume_from_checkpoint", "./nothing"], "resume_from_checkpoint='./nothing' is not a folder"),
+        (["--noise_schedule", "wavy"], "invalid choice: 'wavy'"),
+    ],
+)
+def test_wrong_arguments_are_named(run_script, arguments, message, tmp_path):
+    result = run_script(*DIFFUSION, "--output_dir", tmp_path, *arguments, check=False)
+    assert result.returncode != 0 and message in result.stderr

@@ -1,0 +1,29 @@
+"""scripts/run_recommendation.py as a user runs it, on synthetic clicks and on a file of Criteo's form."""
+
+import json
+
+import numpy as np
+from transformers import AutoModel
+
+import momo_hf.models.dlrm  # noqa: F401
+
+
+def test_the_demo_and_a_streamed_file(run_script, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # streams put a lock file there
+    script = ["scripts/run_recommendation.py", "configs/recommendation/demo.yaml", "--disable_tqdm", "True"]
+    script += ["--use_cpu", "True", "--logging_steps", 5]
+    shown = run_script(*script, "--output_dir", tmp_path / "demo", "--max_steps", 150).stdout
+    metrics = json.loads((tmp_path / "demo" / "results.json").read_text())["metrics"]
+    assert f"(best reachable {metrics['best_log_loss']:.4f})" in shown
+    assert metrics["best_log_loss"] < metrics["eval_log_loss"] and metrics["eval_normalized_entropy"] < 0.95
+    assert metrics["eval_auc"] > 0.65
+
+    rng = np.random.default_rng(0)
+    rows = ["\t".join(map(str, [i % 2, *rng.integers(0, 9, 13), *["05db9164"] * 26])) for i in range(200)]
+    (tmp_path / "train.txt").write_text("\n".join(rows))
+    options = ["--dataset", tmp_path / "train.txt", "--output_dir", tmp_path / "file", "--max_steps", 2]
+    run_script(*script, *options, "--save_strategy", "steps", "--save_steps", 2, "--eval_strategy", "no")
+    assert AutoModel.from_pretrained(tmp_path / "file").config.table_size == 100
+
+    result = run_script(*script, *options[:4], check=False)
+    assert result.returncode != 0 and "give --max_steps" in result.stderr
