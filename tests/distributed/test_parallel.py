@@ -60,7 +60,7 @@ def zero(tmp_path_factory):
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-@pytest.mark.parametrize("method", ["momo", "momo_adam"])
+@pytest.mark.parametrize("method", ["momo", "momo_adam", "momo_adam_auto"])
 @pytest.mark.parametrize("accumulated", ["1 0.0", "2 0.5"])
 def test_zero_equals_ddp(runs, zero, stage, method, accumulated):
     expected = runs["ddp"][0][f"{method} float32 {accumulated}"]["log"]
