@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 KNOWN = tuple(range(8))  # digits that the pipeline is trained on; 8 and 9 are left to the fine-tuning
 SIDE = 16
-BATCH = 64
+BATCH = 32
 CAPTION_DROPOUT = 0.1
 
 
@@ -37,7 +37,7 @@ def caption(digit: int) -> str:
     return f"a handwritten {WORDS[digit]}"
 
 
-def make_demo_pipeline(folder: Path, steps: int = 1500, seed: int = 0) -> Path:
+def make_demo_pipeline(folder: Path, steps: int = 1200, seed: int = 0) -> Path:
     """Train the pipeline on the digits 0 to 7 and save it, unless it is there already.
 
     Args:

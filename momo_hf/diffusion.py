@@ -8,11 +8,12 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from diffusers.utils import make_image_grid
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 
 GOLDEN_RATIO = 0.6180339887
+GAP = (110, 110, 110)  # the colour between the images of a grid
 
 
 def training_scheduler(scheduler) -> DDPMScheduler:
@@ -102,11 +103,12 @@ def min_snr_weights(scheduler, timesteps: Tensor, gamma: float) -> Tensor:
 
 
 def save_grid(images: list[Image.Image], path: Path, columns: int, side: int = 64) -> Path:
-    """Write images as one PNG, row by row; small ones are enlarged to `side` pixels without smoothing."""
+    """Write images as one PNG, row by row, with gaps; small ones are enlarged to `side` pixels without smoothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     side = max(side, images[0].width)
-    shown = [image.convert("RGB").resize((side, side), Image.Resampling.NEAREST) for image in images]
+    large = [image.convert("RGB").resize((side, side), Image.Resampling.NEAREST) for image in images]
+    shown = [ImageOps.expand(image, side // 16, GAP) for image in large]
     rows = -(-len(shown) // columns)
-    shown += [Image.new("RGB", (side, side))] * (rows * columns - len(shown))
+    shown += [Image.new("RGB", shown[0].size, GAP)] * (rows * columns - len(shown))
     make_image_grid(shown, rows, columns).save(path)
     return path

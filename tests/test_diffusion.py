@@ -63,8 +63,8 @@ def test_the_held_out_loss_depends_on_the_samples_alone():
 
 def test_grids_keep_the_order_and_fill_up(tmp_path):
     images = [Image.new("L", (2, 2), 50 * i) for i in range(5)]
-    grid = Image.open(save_grid(images, tmp_path / "grids" / "a.png", columns=3, side=4))
-    assert grid.size == (12, 8)
-    assert [grid.getpixel((4 * column + 1, 4 * row + 1))[0] for row in (0, 1) for column in range(3)] == [
-        0, 50, 100, 150, 200, 0,
+    grid = Image.open(save_grid(images, tmp_path / "grids" / "a.png", columns=3, side=16))
+    assert grid.size == (3 * 18, 2 * 18) and grid.getpixel((0, 0)) == (110, 110, 110)
+    assert [grid.getpixel((18 * column + 8, 18 * row + 8))[0] for row in (0, 1) for column in range(3)] == [
+        0, 50, 100, 150, 200, 110,
     ]  # fmt: skip

@@ -61,7 +61,7 @@ def test_train_diffusion_and_resume(run_script, tmp_path):
     assert found["metrics"]["eval_loss"] < found["metrics"]["first_eval_loss"]
     grids = sorted(path.name for path in (once / "samples").iterdir())
     assert grids == ["step-000000.png", "step-000002.png", "step-000004.png"]
-    assert Image.open(once / "samples" / grids[0]).size == (640, 64)
+    assert Image.open(once / "samples" / grids[0]).size == (720, 72)
     assert any(once.rglob("events.out.tfevents*"))
 
     run_script(*DIFFUSION, "--output_dir", twice, "--resume_from_checkpoint", once / "checkpoint-2")
@@ -83,7 +83,7 @@ def test_finetune_text_to_image(run_script, tmp_path, rank):
     assert "a handwritten nine" in shown
     found = results(tmp_path)
     assert set(found["accuracy"]) == {"before", "step-000001", "after"} and len(found["accuracy"]["after"]) == 10
-    assert Image.open(tmp_path / "samples" / "after.png").size == (128, 640)
+    assert Image.open(tmp_path / "samples" / "after.png").size == (144, 720)
 
     before = StableDiffusionPipeline.from_pretrained(tmp_path / "demo-pipeline")
     if rank:
