@@ -71,6 +71,11 @@ def make_scheduler(args: TrainingArguments, optimizer: torch.optim.Optimizer, st
 
 def number_of_steps(args: TrainingArguments, loader: DataLoader, accelerator: Accelerator) -> int:
     """Optimizer steps of the run, from `max_steps` or `num_train_epochs` and a loader that is not yet prepared."""
+    if len(loader) == 0:
+        raise ValueError(
+            f"per_device_train_batch_size={args.per_device_train_batch_size} leaves no whole batch of the "
+            "training images: take a smaller one."
+        )
     if args.max_steps > 0:
         return args.max_steps
     batches = math.ceil(len(loader) / accelerator.num_processes)

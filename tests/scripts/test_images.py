@@ -110,6 +110,7 @@ def test_finetune_text_to_image(run_script, tmp_path, rank):
         (["--dataset", "./nowhere"], "'./nowhere' does not exist"),
         (["--resume_from_checkpoint", "./nothing"], "resume_from_checkpoint='./nothing' is not a folder"),
         (["--noise_schedule", "wavy"], "invalid choice: 'wavy'"),
+        (["--per_device_train_batch_size", 2000], "per_device_train_batch_size=2000 leaves no whole batch"),
     ],
 )
 def test_wrong_arguments_are_named(run_script, arguments, message, tmp_path):
