@@ -1,5 +1,8 @@
 """The package's own models: shapes and sizes of the papers, saving and loading, and torch as a witness."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 
 from momo_hf.models.dlrm import DLRM, DLRMConfig
 from momo_hf.models.vision import OWN_MODELS
+from momo_hf.runs import parse_run
 
 
 # Parameters as published: He et al. 2016 give 0.27 M and 1.7 M; the MLP and VGG16 by their layers.
@@ -59,3 +63,27 @@ def test_dlrm(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)
     assert torch.equal(loaded(dense, sparse).logits, model(dense, sparse).logits)
+
+
+# ResNet18 and ViT-B/16 as published have 11.7 M and 86.6 M parameters.
+CONFIGS = {
+    "cifar100_resnet110": (100, 1_733_812), "cifar10_resnet20": (10, 269_722), "cifar10_vgg16": (10, 14_719_818),
+    "cifar10_vit": (10, 9_532_938), "demo": (10, 17_610), "imagenet32_resnet18": (1000, 11_689_512),
+    "imagenet_vit": (1000, 86_567_656), "mnist_mlp": (10, 89_610),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds_its_model(name):
+    classes, expected = CONFIGS[name]
+    script = runpy.run_path("scripts/run_image_classification.py")
+    types = [script[kind] for kind in ("DataArguments", "ModelArguments", "TrainingArguments")]
+    data, model_args, _ = parse_run(types, [f"configs/image_classification/{name}.yaml", "--use_cpu=True"])
+    with torch.device("meta"):
+        model = script["load_model"](model_args, data, [str(i) for i in range(classes)])
+    pixels = torch.zeros(2, data.image_channels, data.resolution, data.resolution, device="meta")
+    assert model(pixel_values=pixels).logits.shape == (2, classes) and model.num_parameters() == expected
+
+
+def test_every_config_of_the_classifiers_is_here():
+    assert sorted(CONFIGS) == sorted(path.stem for path in Path("configs/image_classification").glob("*.yaml"))
