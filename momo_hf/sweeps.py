@@ -186,6 +186,15 @@ def finished(study: optuna.Study) -> dict[tuple[float, int], FrozenTrial]:
     return {(t.params["learning_rate"], t.params["seed"]): t for t in trials}
 
 
+def number_finished(sweep: Sweep, studies: dict[str, optuna.Study]) -> int:
+    """How many points of the grids have a result."""
+    return sum(
+        lr in sweep.grids[name] and seed in sweep.seeds
+        for name, study in studies.items()
+        for lr, seed in finished(study)
+    )
+
+
 def collect(sweep: Sweep) -> pd.DataFrame:
     """One row per finished run: optimizer, learning_rate, seed, value (NaN if there is none), outcome, seconds, history."""
     rows = []

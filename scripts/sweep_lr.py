@@ -18,7 +18,7 @@ import optuna
 from tqdm.auto import tqdm
 
 from momo_hf.figures import plot_sweep
-from momo_hf.sweeps import Sweep, collect, finished, load_sweep, summary, work
+from momo_hf.sweeps import Sweep, collect, load_sweep, number_finished, summary, work
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(sweep: Sweep, args: argparse.Namespace) -> int:
     """Start the workers and wait for them; returns the number of workers that broke down."""
-    studies = [sweep.study(name) for name in sweep.optimizers]
+    studies = {name: sweep.study(name) for name in sweep.optimizers}
     threads = max(1, (os.cpu_count() or 1) // sweep.workers)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     options = ["--output_dir", sweep.output_dir] + (["--storage", sweep.storage] if sweep.storage else [])
@@ -56,14 +56,16 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
         with tqdm(total=sweep.number_of_runs, unit="run") as bar:
             while True:
                 running = any(process.poll() is None for process in processes)
-                bar.update(sum(len(finished(study)) for study in studies) - bar.n)
-                if not running:
+                bar.update(number_finished(sweep, studies) - bar.n)
+                # At the end workers without a point of their own repeat what another has not finished yet.
+                if not running or bar.n == bar.total:
                     break
                 time.sleep(1)
     finally:
         for process in processes:
             process.terminate()
-    broken = [worker for worker, process in enumerate(processes) if process.wait() != 0]
+    codes = [process.wait() for process in processes]
+    broken = [worker for worker, code in enumerate(codes) if code != 0 and bar.n < bar.total]
     for worker in broken:
         print(f"Worker {worker} broke down; see {sweep.output_dir}/worker-{worker}.log. Start again to continue.")
     return len(broken)
