@@ -277,14 +277,14 @@ def main(argv: list[str] | None = None) -> None:
             if run.is_due("save"):
                 run.save()
 
-    save(accelerator, model, pipeline, model_args, output)
+    with run.evaluation():
+        save(accelerator, model, pipeline, model_args, output)
     if accelerator.is_main_process:
         seconds = time.perf_counter() - start
         more = {"history": run.history, "accuracy": accuracies}
         found = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, **more)
-        for prompt in data_args.validation_prompts if judge else ():
-            before, after = accuracies["before"][prompt], accuracies["after"][prompt]
-            print(f"{prompt:24s} right before {before:.0%}, after {after:.0%}")
+        for when, shares in accuracies.items():  # a resumed run has no "before"
+            print(f"Right {when}: " + ", ".join(f"{prompt} {share:.0%}" for prompt, share in shares.items()))
         print(f"Held-out loss {metrics}, {steps} steps, {seconds:.0f} s; see {found} and {output / 'samples'}")
     accelerator.end_training()
 

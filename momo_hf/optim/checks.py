@@ -24,7 +24,7 @@ def check_range(name: str, value: float, low: float, high: float, interval: str)
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raise a ValueError that names the argument, its value and the choices unless it is one of them."""
-    if value not in choices:
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 

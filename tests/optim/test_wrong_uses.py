@@ -23,6 +23,7 @@ WRONG_ARGUMENTS = [
     (MomoAdam, {"betas": (0.9, 1.0)}, r"`betas\[1\]`.*1.0"),
     (MomoAdam, {"eps": -1e-8}, "`eps`.*-1e-08"),
     (MomoAdam, {"use_fstar": "auto"}, "`use_fstar` must be one of False, True, 'share', got 'auto'"),
+    (MomoAdam, {"use_fstar": 1}, "`use_fstar` must be one of .* got 1"),
     (Momo, {"slope": "sample"}, "`slope` must be one of 'momentum', 'gradient', got 'sample'"),
 ]
 
