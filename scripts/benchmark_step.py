@@ -24,7 +24,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from momo_hf import Momo, MomoAdam
+from momo_hf import Momo, MomoAdam, MomoAdamAuto
 
 
 matplotlib.use("Agg")
@@ -65,6 +65,7 @@ def optimizers() -> dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimiz
         "MomoAdam": lambda p: MomoAdam(p, lr=1e-3),
         "MomoAdam, decay": lambda p: MomoAdam(p, lr=1e-3, weight_decay=0.1),
         "MomoAdam, use_fstar": lambda p: MomoAdam(p, lr=1e-3, use_fstar=True),
+        "MomoAdamAuto": lambda p: MomoAdamAuto(p),
         "MomoAdam, a group each": lambda p: MomoAdam([{"params": [q]} for q in p], lr=1e-3),
         "MomoAdam, compiled": lambda p: MomoAdam(p, lr=1e-3, compile=True),
         "MomoAdam, compiled, decay": lambda p: MomoAdam(p, lr=1e-3, weight_decay=0.1, compile=True),

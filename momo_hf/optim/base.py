@@ -21,8 +21,8 @@ class MomoOptimizer(Optimizer):
 
     A method names its `buffers` and says two things: how a gradient enters them (`update_buffers`) and what D^{-1}
     does to a vector (`precondition`). Without either it is MoMo on plain momentum. The momentum itself,
-    d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, lives here, in `exp_avg`. Two more hooks are for
-    speed: `corrections` computes once a step what depends on k alone, `fused_write` calls a kernel of torch's.
+    d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, lives here, in `exp_avg`. Hooks for speed:
+    `corrections` computes what depends on k alone, `fused_direction` and `fused_write` call torch's kernels.
 
     A step is a transaction. The first pass computes the inner products from what the momentum and the buffers are
     going to be and writes nothing; the second pass writes all of it, or nothing where loss or gradients were not
@@ -36,15 +36,8 @@ class MomoOptimizer(Optimizer):
     buffers: tuple[str, ...] = ()
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        defaults = {
-            "divide": True,
-            "use_fstar": False,
-            "bias_correction": "betas" in defaults,
-            "slope": "momentum",
-            "foreach": None,
-            "compile": False,
-            **defaults,
-        }
+        common = {"divide": True, "use_fstar": False, "slope": "momentum", "foreach": None, "compile": False}
+        defaults = {**common, "bias_correction": "betas" in defaults, **defaults}
         self._loss: Tensor | float | None = None
         self._clip_factor: Tensor | float | None = None
         # Where plain tensors are parts of flat partitions (ZeRO): the processes that hold the other parts.
@@ -80,6 +73,13 @@ class MomoOptimizer(Optimizer):
     def corrections(step: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
         """Numbers that depend on the step k (0-dim) alone, for example bias corrections; they join the options."""
         return {}
+
+    @staticmethod
+    def fused_direction(
+        grad: Tensor, exp_avg: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor] | None:
+        """d, the buffers and u of this step by a fused kernel of torch's, nothing changed in place; None without one."""
+        return None
 
     def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> bool:
         """Do the second pass with one of torch's fused kernels and return True, if there is one for the method.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from momo_hf.optim.sharding import Layout, local, same_layout_gradient
 
@@ -42,7 +43,7 @@ class Piece:
     def read(self, role: str) -> Tensor:
         """The role as one flat tensor: the memory itself where it already is one in the dtype to compute in."""
         tensors = self.roles[role]
-        flat = tensors[0] if len(tensors) == 1 else torch.cat([t.reshape(-1) for t in tensors])
+        flat = tensors[0] if len(tensors) == 1 else _flatten_dense_tensors(tensors)
         # `data` drops the note which tensor this is a view of; the compiler would compile anew for every kind of view.
         return flat.reshape(-1).to(self.dtype).data
 

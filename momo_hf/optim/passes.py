@@ -63,9 +63,14 @@ def products_of_piece(
     and D are going to be.
     """
     grad = piece["grad"]
-    momentum = torch.lerp(piece["exp_avg"], grad, weight)
-    buffers = method.update_buffers(grad, {name: piece[name] for name in method.buffers}, options)
-    direction = method.precondition(momentum, buffers, options)
+    buffers = {name: piece[name] for name in method.buffers}
+    fused = None if torch.compiler.is_compiling() else method.fused_direction(grad, piece["exp_avg"], buffers, options)
+    if fused is None:
+        momentum = torch.lerp(piece["exp_avg"], grad, weight)
+        buffers = method.update_buffers(grad, buffers, options)
+        direction = method.precondition(momentum, buffers, options)
+    else:
+        momentum, buffers, direction = fused
     norm = inner_product(momentum, direction)
     overlap = inner_product(momentum, piece["param"]) if "param" in piece else torch.zeros_like(norm)
     sample = inner_product(grad, method.precondition(grad, buffers, options)) if sampled else torch.zeros_like(norm)
