@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from momo_hf.optim.base import MomoOptimizer
 from momo_hf.optim.checks import check_range
@@ -110,6 +111,8 @@ class MomoAdam(MomoOptimizer):
     def fused_direction(
         grad: Tensor, exp_avg: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor], Tensor] | None:
+        if not has_fused_kernel(grad):
+            return None
         # A step of Adam's own kernel from 0 with lr -ρ ends at u. One call on copies is faster than seven without them.
         momentum, second, direction = exp_avg.clone(), buffers["exp_avg_sq"].clone(), torch.zeros_like(grad)
         fused_adam([direction], [grad], [momentum], [second], options["step"], -options["rho"], options)
@@ -118,6 +121,8 @@ class MomoAdam(MomoOptimizer):
     def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> bool:
         # Adam's own kernel takes MoMo-Adam's step when its lr is τρ: it divides by ρ.
         group, tensors = bucket.group, bucket.roles
+        if not has_fused_kernel(tensors["param"][0]):
+            return False
         params, lr = tensors["param"], factor * debias(group["betas"][0], step)
         if group["weight_decay"] != 0 and not group["divide"]:
             torch._foreach_mul_(params, 1 - decay)
@@ -126,6 +131,10 @@ class MomoAdam(MomoOptimizer):
         if group["weight_decay"] != 0 and group["divide"]:
             torch._foreach_div_(params, 1 + decay)
         return True
+
+
+def has_fused_kernel(tensor: Tensor) -> bool:
+    return tensor.device.type in _get_fused_kernels_supported_devices()
 
 
 def fused_adam(
