@@ -22,11 +22,9 @@ class MomoOptimizer(Optimizer):
     A method names its `buffers` and says two things: how a gradient enters them (`update_buffers`) and what D^{-1}
     does to a vector (`precondition`). Without either it is MoMo on plain momentum. The momentum itself,
     d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, lives here, in `exp_avg`. Hooks for speed:
-    `corrections` computes what depends on k alone, `fused_direction` and `fused_write` call torch's kernels.
+    `corrections` computes what depends on k alone; the methods with `fused` in their names call torch's kernels.
 
-    A step is a transaction. The first pass computes the inner products from what the momentum and the buffers are
-    going to be and writes nothing; the second pass writes all of it, or nothing where loss or gradients were not
-    finite.
+    A step is a transaction (see `passes`): it writes all, or nothing where loss or gradients were not finite.
 
     Args:
         params: parameters or parameter groups.
@@ -75,19 +73,21 @@ class MomoOptimizer(Optimizer):
         return {}
 
     @staticmethod
-    def fused_direction(
-        grad: Tensor, exp_avg: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor] | None:
-        """d, the buffers and u of this step by a fused kernel of torch's, nothing changed in place; None without one."""
-        return None
-
-    def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> bool:
-        """Do the second pass with one of torch's fused kernels and return True, if there is one for the method.
-
-        The bucket holds contiguous tensors of one dtype. `step` is k, `factor` τ r_g, `decay` a_g, all 0-dim on the
-        bucket's device; where `ok` is False nothing may be changed.
-        """
+    def has_fused_kernel(device: torch.device) -> bool:
+        """Whether torch has a kernel on this device for the next two, which are called only there."""
         return False
+
+    @staticmethod
+    def fused_direction(grad: Tensor, exp_avg: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
+        """u of this step from flat tensors; d and the buffers of the step are put in place of the old ones."""
+        raise NotImplementedError
+
+    def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> None:
+        """The second pass over a bucket of contiguous tensors of one dtype; changes nothing where `ok` is False.
+
+        `step` is k, `factor` τ r_g, `decay` a_g, all 0-dim on the bucket's device.
+        """
+        raise NotImplementedError
 
     # ---- The loss ----
 

@@ -18,8 +18,8 @@ from momo_hf.optim.sharding import Layout, local, same_layout_gradient
 # Elements of a piece. On a CPU a few pieces must fit in the cache; elsewhere a kernel launch must be worth its price.
 CPU_PIECE = 1 << 17
 DEVICE_PIECE = 1 << 24
-# On a CPU, copying a tensor into a pack costs more than a few calls of its own from about this size on.
-CPU_PACK = 1 << 15
+# From about this size on, copying a tensor into a pack costs more than a few calls of its own on a CPU.
+PACKED = 1 << 15
 
 # Options that every method has. A method is given only its own ones, which stay the same from step to step, so that a
 # compiled pass is not compiled anew when the lr changes.
@@ -40,16 +40,12 @@ class Piece:
         self.roles = roles
         self.dtype = dtype
 
-    def read(self, role: str) -> Tensor:
-        """The role as one flat tensor: the memory itself where it already is one in the dtype to compute in."""
+    def read(self, role: str, copy: bool = False) -> Tensor:
+        """The role as one flat tensor in the dtype to compute in: the memory itself where it can be, unless `copy`."""
         tensors = self.roles[role]
-        flat = tensors[0] if len(tensors) == 1 else _flatten_dense_tensors(tensors)
-        # `data` drops the note which tensor this is a view of; the compiler would compile anew for every kind of view.
-        return flat.reshape(-1).to(self.dtype).data
-
-    def read_all(self, but: str | None = None) -> dict[str, Tensor]:
-        """Every role as one flat tensor, except for the one that is not needed."""
-        return {role: self.read(role) for role in self.roles if role != but}
+        flat = tensors[0].reshape(-1) if len(tensors) == 1 else _flatten_dense_tensors(tensors)
+        flat = flat.to(self.dtype)
+        return flat.clone() if copy and flat.data_ptr() == tensors[0].data_ptr() else flat
 
     def write(self, role: str, flat: Tensor) -> None:
         """Put the values of a flat tensor back into the tensors of the role, rounded to their dtype."""
@@ -60,16 +56,13 @@ class Piece:
         torch._foreach_copy_(tensors, [part.view(t.shape) for part, t in zip(parts, tensors)])
 
 
-def pieces(
-    roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True, whole: bool = False
-) -> Iterator[Piece]:
+def pieces(roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True) -> Iterator[Piece]:
     """Cut and pack tensors of one device into pieces.
 
     Args:
         roles: for every role one tensor per parameter, in the same order.
         dtype: the dtype to compute in.
         pack: whether tensors smaller than a piece share one.
-        whole: leave large tensors whole; compiled code has no temporaries of their size.
 
     Yields:
         Pieces that cover every element once, in an order that depends on sizes and layouts alone.
@@ -80,9 +73,10 @@ def pieces(
         numel = row[0].numel()
         if numel == 0:
             continue
-        size, alone = (CPU_PIECE, CPU_PACK) if row[0].device.type == "cpu" else (DEVICE_PIECE, DEVICE_PIECE)
+        size, alone = (CPU_PIECE, PACKED) if row[0].is_cpu else (DEVICE_PIECE, DEVICE_PIECE)
         if numel >= min(size, alone) and all(t.is_contiguous() for t in row):
-            for parts in zip(*(t.view(-1).split(numel if whole else size) for t in row)):
+            flat = [t.view(-1) for t in row]
+            for parts in [flat] if numel <= size else zip(*(t.split(size) for t in flat)):
                 yield Piece({role: [part] for role, part in zip(roles, parts)}, dtype)
             continue
         for role, tensor in zip(roles, row):
@@ -95,6 +89,19 @@ def pieces(
         yield Piece(small, dtype)
 
 
+def take_large(roles: dict[str, list[Tensor]]) -> tuple[list[dict[str, Tensor]], dict[str, list[Tensor]]]:
+    """Divide tensors into those for compiled passes, flat, by role, and the roles of the others.
+
+    Small ones are left out, because they are many and each would be a loop of its own to compile.
+    """
+    rows = list(zip(*roles.values()))
+    large = [row[0].numel() >= PACKED and all(t.is_contiguous() for t in row) for row in rows]
+    # `data` drops the note which tensor this is a view of; the compiler would compile anew for every kind of view.
+    taken = [dict(zip(roles, (t.view(-1).data for t in row))) for row, is_large in zip(rows, large) if is_large]
+    rest = [row for row, is_large in zip(rows, large) if not is_large]
+    return taken, {role: [row[i] for row in rest] for i, role in enumerate(roles)}
+
+
 class Bucket(NamedTuple):
     """Parameters that are updated alike: same device, dtype, layout and options, from one group or several."""
 
@@ -105,6 +112,7 @@ class Bucket(NamedTuple):
     moves: bool  # False where there is no gradient: the momentum decays, the parameter stays
     roles: dict[str, list[Tensor]]
     pieces: list[Piece]
+    whole: list[dict[str, Tensor]]  # for compiled passes; the pieces are the others
 
     @property
     def device(self) -> torch.device:
@@ -144,30 +152,36 @@ def sort_into_buckets(
     Raises:
         RuntimeError: a gradient is sparse or complex.
     """
-    members: dict[tuple, list[Tensor]] = {}
+    members: dict[tuple, list[tuple[Tensor, Tensor | None]]] = {}
     first: dict[tuple, int] = {}
     for index, group in enumerate(param_groups):
         alike = tuple(tuple(v) if isinstance(v, list) else v for v in (group[name] for name in options))
+        alike = first.setdefault(alike, index)  # a short key for what all these parameters share
         for p in group["params"]:
-            if p.grad is None and p not in state:
-                continue
-            if p.grad is not None and (p.grad.is_sparse or p.grad.is_complex()):
-                kind, fix = ("sparse", "sparse=False") if p.grad.is_sparse else ("complex", "torch.view_as_real")
+            grad = p.grad
+            if grad is None:
+                if p not in state:
+                    continue
+            elif grad.is_sparse or grad.is_complex():
+                kind, fix = ("sparse", "sparse=False") if grad.is_sparse else ("complex", "torch.view_as_real")
                 raise RuntimeError(
                     f"The gradient of a parameter of shape {tuple(p.shape)} is {kind}, which MoMo does not take: "
                     f"build the parameter with {fix}."
                 )
-            key = (p.device, p.dtype, layout_of(p), p.grad is not None, alike)
-            members.setdefault(key, []).append(p)
-            first.setdefault(key, index)
+            key = (alike, p.device, p.dtype, layout_of(p), grad is not None)
+            if key not in members:
+                members[key] = []
+            members[key].append((p, grad))
     buckets = []
-    for key, params in members.items():
-        layout, moves = key[2:4]
-        group = param_groups[first[key]]
-        grads = [same_layout_gradient(p, p.grad) if moves else torch.zeros_like(p) for p in params]
-        roles = {"param": [local(p.detach()) for p in params], "grad": [local(g.detach()) for g in grads]}
-        roles |= {name: [local(state[p][name]) for p in params] for name in names}
-        parts = list(pieces(roles, dtype, group["foreach"] is not False, group["compile"]))
+    for (index, _, _, layout, moves), pairs in members.items():
+        group = param_groups[index]
+        roles: dict[str, list[Tensor]] = {role: [] for role in ("param", "grad", *names)}
+        for p, grad in pairs:
+            grad = same_layout_gradient(p, grad) if moves else torch.zeros_like(p)
+            for role, tensor in zip(roles, (p, grad, *map(state[p].get, names))):
+                roles[role].append(local(tensor))
+        whole, others = take_large(roles) if group["compile"] and moves else ([], roles)
+        parts = list(pieces(others, dtype, group["foreach"] is not False))
         own = {name: group[name] for name in options if name not in SHARED_BY_METHODS}
-        buckets.append(Bucket(first[key], group, own, layout, moves, roles, parts))
+        buckets.append(Bucket(index, group, own, layout, moves, roles, parts, whole))
     return buckets

@@ -28,7 +28,8 @@ class Momo(MomoOptimizer):
         slope: `"momentum"` (the paper) takes the slope of the model from the averaged gradient, `"gradient"` from the
             gradients themselves, averaged as the loss is; in noise that makes the steps shorter. Default "momentum".
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
-        compile: run the first pass over the parameters through `torch.compile`. Default False.
+        compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
+            fast; the first step then takes up to a minute. Default False.
 
     State: `exp_avg` (d) per parameter, of at least float32; the scalars of `ModelState` in every parameter group.
 

@@ -37,7 +37,8 @@ class MomoAdam(MomoOptimizer):
         slope: `"momentum"` (the paper) takes the slope of the model from the averaged gradient, `"gradient"` from the
             gradients themselves, averaged as the loss is; in noise that makes the steps shorter. Default "momentum".
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
-        compile: run the first pass over the parameters through `torch.compile`. Default False.
+        compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
+            fast; the first step then takes up to a minute. Default False.
 
     State: `exp_avg` (d) and `exp_avg_sq` (v) per parameter, of at least float32; the scalars of `ModelState` in every
     parameter group.
@@ -108,21 +109,20 @@ class MomoAdam(MomoOptimizer):
         return {"rsqrt_correction2": debias(beta2, step).rsqrt(), "rho": debias(beta1, step), "step": step}
 
     @staticmethod
-    def fused_direction(
-        grad: Tensor, exp_avg: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor] | None:
-        if not has_fused_kernel(grad):
-            return None
-        # A step of Adam's own kernel from 0 with lr -ρ ends at u. One call on copies is faster than seven without them.
-        momentum, second, direction = exp_avg.clone(), buffers["exp_avg_sq"].clone(), torch.zeros_like(grad)
-        fused_adam([direction], [grad], [momentum], [second], options["step"], -options["rho"], options)
-        return momentum, {"exp_avg_sq": second}, direction
+    def has_fused_kernel(device: torch.device) -> bool:
+        return device.type in _get_fused_kernels_supported_devices()
 
-    def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> bool:
+    @staticmethod
+    def fused_direction(grad: Tensor, exp_avg: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
+        # A step of Adam's own kernel from 0 with lr -ρ ends at u. One call on copies is faster than seven without them.
+        direction = torch.zeros_like(grad)
+        second = buffers["exp_avg_sq"]
+        fused_adam([direction], [grad], [exp_avg], [second], options["step"], -options["rho"], options)
+        return direction
+
+    def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> None:
         # Adam's own kernel takes MoMo-Adam's step when its lr is τρ: it divides by ρ.
         group, tensors = bucket.group, bucket.roles
-        if not has_fused_kernel(tensors["param"][0]):
-            return False
         params, lr = tensors["param"], factor * debias(group["betas"][0], step)
         if group["weight_decay"] != 0 and not group["divide"]:
             torch._foreach_mul_(params, 1 - decay)
@@ -130,11 +130,6 @@ class MomoAdam(MomoOptimizer):
         fused_adam(params, tensors["grad"], tensors["exp_avg"], tensors["exp_avg_sq"], step, lr, group, found_inf)
         if group["weight_decay"] != 0 and group["divide"]:
             torch._foreach_div_(params, 1 + decay)
-        return True
-
-
-def has_fused_kernel(tensor: Tensor) -> bool:
-    return tensor.device.type in _get_fused_kernels_supported_devices()
 
 
 def fused_adam(

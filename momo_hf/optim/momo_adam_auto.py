@@ -29,7 +29,8 @@ class MomoAdamAuto(MomoAdam):
         lb: lower bound of the loss. Default 0.
         divide: proximal decay (True) or AdamW's (False). Default True.
         foreach: as in torch.
-        compile: run the first pass over the parameters through `torch.compile`. Default False.
+        compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
+            fast; the first step then takes up to a minute. Default False.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -8,7 +8,7 @@ masked to 0 and every weight is 0.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,44 +42,65 @@ def inner_products(
     sums = {layout: weight.new_zeros(3, groups) for layout in layouts}
     for bucket in buckets:
         if bucket.moves:
-            first = first_pass(type(method), bucket.group["compile"])
-            here, options = weight.to(bucket.device), options_at(method, bucket, step)
-            but = None if bucket.decays else "param"
-            sampled = bucket.group["slope"] == "gradient"
-            parts = [first(type(method), options, piece.read_all(but), here, sampled) for piece in bucket.pieces]
-            if parts:
-                sums[bucket.layout][:, bucket.index] += torch.stack(parts).sum(0).to(weight.device)
+            found = products_of_bucket(method, bucket, weight.to(bucket.device), step)
+            sums[bucket.layout][:, bucket.index] += found.to(weight.device)
     return sum(sum_over_shards(part, layout) for layout, part in sums.items())
 
 
-def products_of_piece(
+def products_of_bucket(method: "MomoOptimizer", bucket: Bucket, weight: Tensor, step: Tensor) -> Tensor:
+    """The three sums of a bucket."""
+    roles = [role for role in bucket.roles if role != "param" or bucket.decays]
+    options, sampled = options_at(method, bucket, step), bucket.group["slope"] == "gradient"
+    fused = method.has_fused_kernel(bucket.device)
+    copied = ("exp_avg", *method.buffers) if fused else ()
+    pieces = ({role: piece.read(role, copy=role in copied) for role in roles} for piece in bucket.pieces)
+    found = products_of_pieces(type(method), options, pieces, weight, sampled, fused)
+    if bucket.whole:
+        tensors = [{role: tensor[role] for role in roles} for tensor in bucket.whole]
+        found = found + compiled(products_of_tensors)(type(method), options, tensors, weight, sampled)
+    return found
+
+
+def products_of_pieces(
     method: type["MomoOptimizer"],
     options: dict[str, Any],
-    piece: dict[str, Tensor],
+    pieces: Iterable[dict[str, Tensor]],
+    weight: Tensor,
+    sampled: bool,
+    fused: bool,
+) -> Tensor:
+    """<d, u>, where the parameter is given <d, x>, and where `sampled` <g, D^{-1} g> over flat pieces, from what d, u
+    and D are going to be; with `fused`, momentum and buffers are copies, and torch's kernel works in place.
+    """
+    zero = torch.zeros_like(weight)
+    rows = [zero.expand(3)]
+    for piece in pieces:
+        grad, momentum = piece["grad"], piece["exp_avg"]
+        buffers = {name: piece[name] for name in method.buffers}
+        if fused:
+            direction = method.fused_direction(grad, momentum, buffers, options)
+        else:
+            momentum = lerp(momentum, grad, weight)
+            buffers = method.update_buffers(grad, buffers, options)
+            direction = method.precondition(momentum, buffers, options)
+        norm = inner_product(momentum, direction)
+        overlap = inner_product(momentum, piece["param"]) if "param" in piece else zero
+        sample = inner_product(grad, method.precondition(grad, buffers, options)) if sampled else zero
+        # Together, piece by piece: the compiler makes one loop only of what stands close to each other.
+        rows.append(torch.stack([norm, overlap, sample]))
+    return torch.stack(rows).sum(0)
+
+
+def products_of_tensors(
+    method: type["MomoOptimizer"],
+    options: dict[str, Any],
+    tensors: list[dict[str, Tensor]],
     weight: Tensor,
     sampled: bool,
 ) -> Tensor:
-    """<d, u>, where the parameter is given <d, x>, and where `sampled` <g, D^{-1} g> of one flat piece, from what d, u
-    and D are going to be.
-    """
-    grad = piece["grad"]
-    buffers = {name: piece[name] for name in method.buffers}
-    fused = None if torch.compiler.is_compiling() else method.fused_direction(grad, piece["exp_avg"], buffers, options)
-    if fused is None:
-        momentum = torch.lerp(piece["exp_avg"], grad, weight)
-        buffers = method.update_buffers(grad, buffers, options)
-        direction = method.precondition(momentum, buffers, options)
-    else:
-        momentum, buffers, direction = fused
-    norm = inner_product(momentum, direction)
-    overlap = inner_product(momentum, piece["param"]) if "param" in piece else torch.zeros_like(norm)
-    sample = inner_product(grad, method.precondition(grad, buffers, options)) if sampled else torch.zeros_like(norm)
-    return torch.stack([norm, overlap, sample])
-
-
-def options_at(method: "MomoOptimizer", bucket: Bucket, step: Tensor) -> dict[str, Any]:
-    """The method's hyperparameters and what it derives from the number of the step."""
-    return bucket.options | method.corrections(step.to(bucket.device), bucket.options)
+    """The first pass for the compiler: it takes tensors whole and in their own dtypes, because it needs no copies."""
+    pieces = [{role: tensor.to(weight.dtype) for role, tensor in roles.items()} for roles in tensors]
+    return products_of_pieces(method, options, pieces, weight, sampled, fused=False)
 
 
 def inner_product(x: Tensor, y: Tensor) -> Tensor:
@@ -87,10 +108,13 @@ def inner_product(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum() if torch.compiler.is_compiling() else torch.dot(x, y)
 
 
-@functools.cache
-def first_pass(method: type["MomoOptimizer"], compiled: bool) -> Callable[..., Tensor]:
-    """`products_of_piece`, or its compiled form: one kernel for pieces of any size."""
-    return torch.compile(products_of_piece, dynamic=True, fullgraph=True) if compiled else products_of_piece
+def lerp(start: Tensor, end: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """(1 - weight) start + weight end."""
+    if not torch.compiler.is_compiling():
+        return torch.lerp(start, end, weight, out=out)
+    # Torch's lerp has one formula for small weights and one for large; the compiler takes twice as long over both.
+    value = start * (1 - weight) + end * weight
+    return value if out is None else out.copy_(value)
 
 
 def write(method: "MomoOptimizer", bucket: Bucket, weight: Tensor, step: Tensor, update: Step) -> None:
@@ -106,35 +130,83 @@ def write(method: "MomoOptimizer", bucket: Bucket, weight: Tensor, step: Tensor,
     device = bucket.device
     weight, step, ok = weight.to(device), step.to(device), update.ok.to(device)
     factor, decay = update.factor[bucket.index].to(device), update.decay[bucket.index].to(device)
-    if bucket.moves and bucket.uniform and method.fused_write(bucket, step, factor, decay, ok):
+    if bucket.moves and bucket.uniform and method.has_fused_kernel(device):
+        method.fused_write(bucket, step, factor, decay, ok)
+        torch.autograd.graph.increment_version(bucket.roles["param"])  # a fused kernel does not
         return
-    options, kept = options_at(method, bucket, step), ok.to(weight.dtype)
+    kind, options = type(method), options_at(method, bucket, step)
+    how = {"decays": bucket.decays, "divide": bucket.group["divide"]}
     for piece in bucket.pieces:
-        grad = zero_unless(ok, piece.read("grad"))
-        buffers = method.update_buffers(grad, {name: piece.read(name) for name in method.buffers}, options)
-        for name, new in buffers.items():
-            buffers[name] = piece.read(name).lerp_(new, kept)
-            piece.write(name, buffers[name])
-        momentum = piece.read("exp_avg").lerp_(grad, weight * kept)
-        piece.write("exp_avg", momentum)
-        if bucket.moves:
-            param = piece.read("param")
-            direction = method.precondition(momentum, buffers, options)
-            shrink_then_move(param, direction * factor, decay, bucket.group)
-            piece.write("param", param)
+        roles = {role: piece.read(role) for role in piece.roles if role != "param" or bucket.moves}
+        write_piece(kind, options, roles, weight, factor, decay, ok, **how)
+        for role, tensor in roles.items():
+            if role != "grad":
+                piece.write(role, tensor)
+    if bucket.whole:
+        compiled(write_tensors)(kind, options, bucket.whole, weight, factor, decay, ok, **how)
+        torch.autograd.graph.increment_version(bucket.roles["param"])
 
 
-def shrink_then_move(param: Tensor, move: Tensor, decay: Tensor, group: dict) -> None:
-    """x <- (x - move) / (1 + a), or AdamW's x <- (1 - a) x - move where `divide=False`, in place."""
-    if group["weight_decay"] == 0:
+def write_piece(
+    method: type["MomoOptimizer"],
+    options: dict[str, Any],
+    piece: dict[str, Tensor],
+    weight: Tensor,
+    factor: Tensor,
+    decay: Tensor,
+    ok: Tensor,
+    decays: bool,
+    divide: bool,
+) -> None:
+    """d, the buffers and, where it is given, the parameter of one flat piece, in place.
+
+    x <- (x - τ r u) / (1 + a), or AdamW's x <- (1 - a) x - τ r u where not `divide`.
+    """
+    grad, kept = zero_unless(ok, piece["grad"]), ok.to(weight.dtype)
+    buffers = {name: piece[name] for name in method.buffers}
+    for name, new in method.update_buffers(grad, buffers, options).items():
+        buffers[name] = lerp(piece[name], new, kept, out=piece[name])
+    momentum = lerp(piece["exp_avg"], grad, weight * kept, out=piece["exp_avg"])
+    if "param" in piece:
+        param, move = piece["param"], method.precondition(momentum, buffers, options) * factor
+        if decays and not divide:
+            param.mul_(1 - decay)
         param.sub_(move)
-    elif group["divide"]:
-        param.sub_(move).div_(1 + decay)
-    else:
-        param.mul_(1 - decay).sub_(move)
+        if decays and divide:
+            param.div_(1 + decay)
+
+
+def write_tensors(
+    method: type["MomoOptimizer"], options: dict[str, Any], tensors: list[dict[str, Tensor]], *step: Any, **how: bool
+) -> None:
+    """The second pass for the compiler."""
+    weight = step[0]
+    for roles in tensors:
+        piece = {role: tensor.to(weight.dtype) for role, tensor in roles.items()}
+        write_piece(method, options, piece, *step, **how)
+        for role, tensor in roles.items():
+            if role != "grad" and tensor.dtype != weight.dtype:
+                tensor.copy_(piece[role])
 
 
 def zero_unless(ok: Tensor, tensor: Tensor) -> Tensor:
-    """A copy of the tensor, or zeros where `ok` is False: by its bits, because NaN * 0 is NaN."""
+    """A copy of the tensor, or zeros where `ok` is False; by its bits, because NaN * 0 is NaN and `where` is slow."""
+    if torch.compiler.is_compiling():
+        return torch.where(ok, tensor, 0.0)
     bits = {torch.float32: torch.int32, torch.float64: torch.int64}[tensor.dtype]
     return (tensor.view(bits) * ok.to(bits)).view(tensor.dtype)
+
+
+def options_at(method: "MomoOptimizer", bucket: Bucket, step: Tensor) -> dict[str, Any]:
+    """The method's hyperparameters and what it derives from the number of the step."""
+    return bucket.options | method.corrections(step.to(bucket.device), bucket.options)
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One graph over all tensors: a call for each would cost more than the arithmetic of most of them.
+
+    Sizes are fixed, as in a compiled optimizer of torch's: another set of gradients is another graph, and where there
+    come more of them than torch's recompile limit, it says so and goes on without compiling.
+    """
+    return torch.compile(function, dynamic=False)

@@ -1,0 +1,90 @@
+"""`compile=True`: the same steps as without, one compilation, and nothing lost where the set of gradients changes."""
+
+import pytest
+import torch
+from torch import nn
+
+from momo_hf.optim import Momo, MomoAdam
+
+
+AUTO = {"slope": "gradient", "use_fstar": "share", "weight_decay": 0.1}
+METHODS = [
+    (Momo, {}),
+    (MomoAdam, {}),
+    (MomoAdam, {"weight_decay": 0.1}),
+    (MomoAdam, {"weight_decay": 0.1, "divide": False, "betas": (0.0, 0.9)}),
+    (MomoAdam, AUTO),
+]
+
+
+@pytest.fixture(autouse=True)
+def small_tensors_are_compiled(monkeypatch):
+    monkeypatch.setattr("momo_hf.optim.chunks.PACKED", 64)
+    torch.compiler.reset()
+
+
+def parameters(dtype):
+    torch.manual_seed(0)
+    shapes = [(8, 5), (20, 10), (3,), (8, 16)]  # two for the graph, two for a pack
+    return [nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
+
+
+def run(cls, options, dtype, compile, missing=()):
+    params = parameters(dtype)
+    optimizer = cls(params, lr=1.0, compile=compile, **options)
+    for step in range(6):
+        for i, p in enumerate(params):
+            p.grad = None if (step, i) in missing else torch.sin(p.detach() + step)
+        if step == 3:
+            optimizer.param_groups[0]["lr"] = 0.5
+            optimizer.set_lb(-1.0)
+        optimizer.step(loss=2.0 + step)
+    return params, optimizer
+
+
+def assert_same(one, other, tolerance):
+    for p, q in zip(one[0], other[0]):
+        torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
+        for name, value in one[1].state[p].items():
+            torch.testing.assert_close(value, other[1].state[q][name], rtol=tolerance, atol=tolerance)
+
+
+# A bfloat16 has 8 bits, so that a last digit of the float32 arithmetic may turn into one of 0.4 %.
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("cls, options", METHODS)
+def test_compiled_steps_equal_eager_ones_and_compile_once(cls, options, dtype, tolerance):
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        compiled = run(cls, options, dtype, compile=True)
+    assert_same(compiled, run(cls, options, dtype, compile=False), tolerance)
+
+
+@pytest.mark.parametrize("limit", [8, 1])
+def test_changing_sets_of_gradients_are_followed_and_a_limit_is_said(limit, caplog):
+    missing = {(1, 1), (2, 3), (4, 1), (4, 3), (5, 0)}
+    with torch._dynamo.config.patch(recompile_limit=limit):
+        compiled = run(MomoAdam, AUTO, torch.float64, compile=True, missing=missing)
+    assert_same(compiled, run(MomoAdam, AUTO, torch.float64, compile=False, missing=missing), 1e-10)
+    assert ("recompile_limit" in caplog.text) == (limit == 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("cls, options", METHODS)
+def test_a_compiled_step_that_is_skipped_changes_no_bit(cls, options, dtype):
+    params, optimizer = run(cls, options, dtype, compile=True)
+    before = [p.detach().clone() for p in params] + [v.clone() for p in params for v in optimizer.state[p].values()]
+    params[1].grad[0, 0] = float("nan")
+    optimizer.step(loss=1.0)
+    after = [*params, *(v for p in params for v in optimizer.state[p].values())]
+    assert optimizer.param_groups[0]["skipped"] == 1
+    assert all(torch.equal(x, y) for x, y in zip(before, after))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("cls", [Momo, MomoAdam])
+def test_autograd_sees_a_step(cls, compile):
+    params = parameters(torch.float32)
+    loss = (params[1] ** 2).sum()
+    params[1].grad = torch.ones_like(params[1])
+    cls(params, compile=compile).step(loss=1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
