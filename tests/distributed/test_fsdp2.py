@@ -33,6 +33,15 @@ def test_a_sharded_run_equals_one_process(runs, kind, case):
     assert found["log"][:, 1].unique().tolist() == [1.0] and expected["log"][:, 1].unique().tolist() == [0.0]
 
 
+def test_compiled_passes_take_the_same_steps_on_shards(runs, tmp_path):
+    """With parameters that have a gradient on every other step, and an empty shard on one rank."""
+    expected = runs[0]["momo_adam float64"]
+    for found in run_workers(WORKERS + "compiled", 2, tmp_path):
+        torch.testing.assert_close(found["log"][:, 0], expected["log"][:, 0], rtol=1e-10, atol=0)
+        for name, weight in expected["weights"].items():
+            torch.testing.assert_close(found["weights"][name], weight, rtol=1e-10, atol=1e-10)
+
+
 def test_a_non_finite_value_on_one_rank_stops_all(tmp_path):
     for rank in run_workers(WORKERS + "non_finite", 2, tmp_path):
         for where in ("grad", "loss"):

@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 
 from momo_hf import MomoAdam
+from momo_hf.optim import chunks
 from tests.distributed.workers import METHODS, full
 from tests.toys import Net, Points
 
@@ -40,14 +41,14 @@ def train(kind, method="momo_adam", dtype=torch.float64, steps=12):
         fully_shard(model.first)
     elif kind == "offload":
         fully_shard(model, offload_policy=CPUOffloadPolicy(pin_memory=False))
-    elif kind == "fsdp2":
+    elif kind in ("fsdp2", "compiled"):
         fully_shard(model.first)
         fully_shard(model)
     groups = [
         {"params": list(model.first.parameters())},
         {"params": [p for n, p in model.named_parameters() if "first" not in n], "lr": 0.3},
     ]
-    optimizer = METHODS[method](groups, lr=1.0, weight_decay=0.01)
+    optimizer = METHODS[method](groups, lr=1.0, weight_decay=0.01, compile=kind == "compiled")
     log = []
     for step in range(steps):
         size = 12 // world
@@ -112,6 +113,14 @@ def sharded(folder, kinds):
         for method in METHODS
         for dtype in ("float64", "float32")
     }
+
+
+def compiled(folder):
+    start()
+    chunks.PACKED = 1  # nothing is too small to be compiled
+    found = train("compiled")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    return found
 
 
 def non_finite(folder):
