@@ -20,6 +20,8 @@ CPU_PIECE = 1 << 17
 DEVICE_PIECE = 1 << 24
 # From about this size on, copying a tensor into a pack costs more than a few calls of its own on a CPU.
 PACKED = 1 << 15
+# Tensors in one call of a compiled function; only this number and 1 occur, so that it is compiled twice and not more.
+BATCH = 8
 
 # Options that every method has. A method is given only its own ones, which stay the same from step to step, so that a
 # compiled pass is not compiled anew when the lr changes.
@@ -89,17 +91,29 @@ def pieces(roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True
         yield Piece(small, dtype)
 
 
-def take_large(roles: dict[str, list[Tensor]]) -> tuple[list[dict[str, Tensor]], dict[str, list[Tensor]]]:
-    """Divide tensors into those for compiled passes, flat, by role, and the roles of the others.
+def take_large(
+    roles: dict[str, list[Tensor]],
+) -> tuple[list[list[dict[str, Tensor]]], dict[str, list[Tensor]]]:
+    """Divide tensors into batches for compiled passes, of flat tensors of one size by role, and the roles of the others.
 
-    Small ones are left out, because they are many and each would be a loop of its own to compile.
+    A compiled function costs tens of microseconds a call, so tensors of one size, as layers have them, share calls.
+    Small tensors are left out, because copying them into packs costs less.
     """
-    rows = list(zip(*roles.values()))
-    large = [row[0].numel() >= PACKED and all(t.is_contiguous() for t in row) for row in rows]
-    # `data` drops the note which tensor this is a view of; the compiler would compile anew for every kind of view.
-    taken = [dict(zip(roles, (t.view(-1).data for t in row))) for row, is_large in zip(rows, large) if is_large]
-    rest = [row for row, is_large in zip(rows, large) if not is_large]
-    return taken, {role: [row[i] for row in rest] for i, role in enumerate(roles)}
+    by_size: dict[int, list[dict[str, Tensor]]] = {}
+    others: dict[str, list[Tensor]] = {role: [] for role in roles}
+    for row in zip(*roles.values()):
+        if row[0].numel() >= PACKED and all(t.is_contiguous() for t in row):
+            # `data` drops the note which tensor it is a view of; the compiler would compile anew for each kind of view.
+            flat = dict(zip(roles, (t.view(-1).data for t in row)))
+            by_size.setdefault(row[0].numel(), []).append(flat)
+        else:
+            for role, tensor in zip(roles, row):
+                others[role].append(tensor)
+    batches = []
+    for alike in by_size.values():
+        full = len(alike) - len(alike) % BATCH
+        batches += [alike[i : i + BATCH] for i in range(0, full, BATCH)] + [[one] for one in alike[full:]]
+    return batches, others
 
 
 class Bucket(NamedTuple):
@@ -112,7 +126,7 @@ class Bucket(NamedTuple):
     moves: bool  # False where there is no gradient: the momentum decays, the parameter stays
     roles: dict[str, list[Tensor]]
     pieces: list[Piece]
-    whole: list[dict[str, Tensor]]  # for compiled passes; the pieces are the others
+    batches: list[list[dict[str, Tensor]]]  # for compiled passes; the pieces are the others
 
     @property
     def device(self) -> torch.device:
@@ -180,8 +194,8 @@ def sort_into_buckets(
             grad = same_layout_gradient(p, grad) if moves else torch.zeros_like(p)
             for role, tensor in zip(roles, (p, grad, *map(state[p].get, names))):
                 roles[role].append(local(tensor))
-        whole, others = take_large(roles) if group["compile"] and moves else ([], roles)
+        batches, others = take_large(roles) if group["compile"] and moves else ([], roles)
         parts = list(pieces(others, dtype, group["foreach"] is not False))
         own = {name: group[name] for name in options if name not in SHARED_BY_METHODS}
-        buckets.append(Bucket(index, group, own, layout, moves, roles, parts, whole))
+        buckets.append(Bucket(index, group, own, layout, moves, roles, parts, batches))
     return buckets

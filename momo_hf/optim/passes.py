@@ -55,9 +55,10 @@ def products_of_bucket(method: "MomoOptimizer", bucket: Bucket, weight: Tensor, 
     copied = ("exp_avg", *method.buffers) if fused else ()
     pieces = ({role: piece.read(role, copy=role in copied) for role in roles} for piece in bucket.pieces)
     found = products_of_pieces(type(method), options, pieces, weight, sampled, fused)
-    if bucket.whole:
-        tensors = [{role: tensor[role] for role in roles} for tensor in bucket.whole]
-        found = found + compiled(products_of_tensors)(type(method), options, tensors, weight, sampled)
+    for batch in bucket.batches:
+        tensors = [{role: tensor[role] for role in roles} for tensor in batch]
+        products = compiled(products_of_tensors, type(method), len(batch))
+        found = found + products(type(method), options, tensors, weight, sampled)
     return found
 
 
@@ -142,8 +143,9 @@ def write(method: "MomoOptimizer", bucket: Bucket, weight: Tensor, step: Tensor,
         for role, tensor in roles.items():
             if role != "grad":
                 piece.write(role, tensor)
-    if bucket.whole:
-        compiled(write_tensors)(kind, options, bucket.whole, weight, factor, decay, ok, **how)
+    for batch in bucket.batches:
+        compiled(write_tensors, kind, len(batch))(kind, options, batch, weight, factor, decay, ok, **how)
+    if bucket.batches:
         torch.autograd.graph.increment_version(bucket.roles["param"])
 
 
@@ -203,10 +205,9 @@ def options_at(method: "MomoOptimizer", bucket: Bucket, step: Tensor) -> dict[st
 
 
 @functools.cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One graph over all tensors: a call for each would cost more than the arithmetic of most of them.
-
-    Sizes are fixed, as in a compiled optimizer of torch's: another set of gradients is another graph, and where there
-    come more of them than torch's recompile limit, it says so and goes on without compiling.
-    """
-    return torch.compile(function, dynamic=False)
+def compiled(function: Callable[..., Any], method: type["MomoOptimizer"], count: int) -> Callable[..., Any]:
+    """A pass over `count` tensors of one size, whichever it is; compiled once for each method and its options."""
+    # With sizes, the compiler would also take floats for variable, and torch 2.13 may then find a graph in its cache on
+    # disk that has the betas of another run in it.
+    constant_floats = torch._dynamo.config.patch(specialize_float=True)
+    return constant_floats(torch.compile(function, dynamic=True, isolate_recompiles=True))
