@@ -29,7 +29,7 @@ class Momo(MomoOptimizer):
             gradients themselves, averaged as the loss is; in noise that makes the steps shorter. Default "momentum".
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
         compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
-            fast; the first step then takes up to a minute. Default False.
+            fast; the first step then takes some ten seconds. Default False.
 
     State: `exp_avg` (d) per parameter, of at least float32; the scalars of `ModelState` in every parameter group.
 

@@ -30,7 +30,7 @@ class MomoAdamAuto(MomoAdam):
         divide: proximal decay (True) or AdamW's (False). Default True.
         foreach: as in torch.
         compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
-            fast; the first step then takes up to a minute. Default False.
+            fast; the first step then takes some ten seconds. Default False.
 
     Raises:
         ValueError: an argument is out of its range.
