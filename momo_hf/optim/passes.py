@@ -57,8 +57,8 @@ def products_of_bucket(method: "MomoOptimizer", bucket: Bucket, weight: Tensor, 
     found = products_of_pieces(type(method), options, pieces, weight, sampled, fused)
     for batch in bucket.batches:
         tensors = [{role: tensor[role] for role in roles} for tensor in batch]
-        products = compiled(products_of_tensors, type(method), len(batch))
-        found = found + products(type(method), options, tensors, weight, sampled)
+        products = compiled(products_of_pieces, type(method), len(batch))
+        found = found + products(type(method), options, tensors, weight, sampled, fused=False)
     return found
 
 
@@ -76,6 +76,8 @@ def products_of_pieces(
     zero = torch.zeros_like(weight)
     rows = [zero.expand(3)]
     for piece in pieces:
+        # Only the compiler meets other dtypes: it takes tensors whole and converts them in its loop, without a copy.
+        piece = {role: tensor.to(weight.dtype) for role, tensor in piece.items()}
         grad, momentum = piece["grad"], piece["exp_avg"]
         buffers = {name: piece[name] for name in method.buffers}
         if fused:
@@ -90,18 +92,6 @@ def products_of_pieces(
         # Together, piece by piece: the compiler makes one loop only of what stands close to each other.
         rows.append(torch.stack([norm, overlap, sample]))
     return torch.stack(rows).sum(0)
-
-
-def products_of_tensors(
-    method: type["MomoOptimizer"],
-    options: dict[str, Any],
-    tensors: list[dict[str, Tensor]],
-    weight: Tensor,
-    sampled: bool,
-) -> Tensor:
-    """The first pass for the compiler: it takes tensors whole and in their own dtypes, because it needs no copies."""
-    pieces = [{role: tensor.to(weight.dtype) for role, tensor in roles.items()} for roles in tensors]
-    return products_of_pieces(method, options, pieces, weight, sampled, fused=False)
 
 
 def inner_product(x: Tensor, y: Tensor) -> Tensor:
