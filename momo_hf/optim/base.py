@@ -14,6 +14,15 @@ from momo_hf.optim.chunks import Bucket, sort_into_buckets
 from momo_hf.optim.model import ModelState, Step, average_weight, next_step
 from momo_hf.optim.passes import inner_products, write
 from momo_hf.optim.sharding import Layout, layout_of, local
+from momo_hf.optim.watch import Watch
+
+
+# Called at every step with the loss and the clip factor that were given by hand and with what a closure returned, each
+# perhaps None; returns the loss and the clip factor of the step.
+LossSource = Callable[
+    [Tensor | float | None, Tensor | float | None, Tensor | float | None],
+    tuple[Tensor | float | None, Tensor | float | None],
+]
 
 
 class MomoOptimizer(Optimizer):
@@ -38,6 +47,9 @@ class MomoOptimizer(Optimizer):
         defaults = {**common, "bias_correction": "betas" in defaults, **defaults}
         self._loss: Tensor | float | None = None
         self._clip_factor: Tensor | float | None = None
+        # Whoever keeps the loss of the gradients (the wiring of accelerate): asked at every step, see `LossSource`.
+        self.loss_source: LossSource | None = None
+        self._watch = Watch()
         # Where plain tensors are parts of flat partitions (ZeRO): the processes that hold the other parts.
         self.shard_group: dist.ProcessGroup | None = None
         super().__init__(params, defaults)
@@ -94,16 +106,20 @@ class MomoOptimizer(Optimizer):
     def set_loss(self, loss: Tensor | float) -> None:
         """Hand over the loss of the coming step: the one scalar whose gradient is in `p.grad`.
 
+        It wins over what was backpropagated: with a gradient cache, for example, the scalar of `backward` is only a
+        stand-in for the loss. On an optimizer that accelerate prepared it is this process's loss, and averaged over
+        the processes as the gradients are. Without accelerate nobody knows of the other processes: under
+        DistributedDataParallel or FSDP2 average it first, `dist.all_reduce(loss, op=dist.ReduceOp.AVG)` (gloo: sum and
+        divide), or the replicas take steps of different lengths and drift apart.
+
         Args:
             loss: one element, of any shape and float dtype, on a device of the parameters; or a Python number.
 
         Raises:
             ValueError: `loss` has more than one element, or is on a device that holds no parameter.
         """
-        if isinstance(loss, Tensor):
-            check_loss(loss, self.param_groups)
-            loss = loss.detach()
-        self._loss = loss
+        check_loss(loss, self.param_groups)
+        self._loss = loss.detach() if isinstance(loss, Tensor) else loss
 
     @property
     def has_loss(self) -> bool:
@@ -114,7 +130,8 @@ class MomoOptimizer(Optimizer):
         """Say by how much the gradients were scaled: κ = max_norm / (norm + 1e-6); values above 1 mean no clipping.
 
         `Accelerator.clip_grad_norm_` does this by itself. Without it, a clipped gradient and an unclipped loss make a
-        model that is not a lower bound, and the steps come out too long. `factor` is a number or a one-element tensor.
+        model that is not a lower bound, and the steps come out too long. `factor` is a number or a one-element tensor;
+        a step with one that is negative or not a number is skipped.
         """
         self._clip_factor = factor
 
@@ -130,6 +147,25 @@ class MomoOptimizer(Optimizer):
         """Forget the loss and the clip factor of a step that will not be taken."""
         self._loss = self._clip_factor = None
 
+    def _take_loss(
+        self, closure: Callable[[], Tensor | float] | None, loss: Tensor | float | None
+    ) -> tuple[Tensor | float | None, Tensor | float | None]:
+        """The loss and the clip factor of this step: given by hand, or backpropagated, or returned by the closure."""
+        returned = None
+        if loss is not None and closure is not None and self._loss is None:
+            check_loss(loss, self.param_groups)
+            returned = loss
+        elif loss is not None and closure is None:
+            self.set_loss(loss)
+        given, clip_factor = self._loss, self._clip_factor
+        self.drop_loss()
+        if self.loss_source is not None:
+            return self.loss_source(given, clip_factor, returned)
+        return returned if given is None else given, clip_factor
+
+    def _has_gradients(self) -> bool:
+        return any(p.grad is not None for group in self.param_groups for p in group["params"])
+
     # ---- The step ----
 
     @torch.no_grad()
@@ -143,7 +179,8 @@ class MomoOptimizer(Optimizer):
             loss: the loss of this step, see `set_loss`; instead of `closure`.
 
         Returns:
-            The loss, as `closure` returned it or as it was given.
+            The loss, as `closure` returned it or as it was given. Without any gradient, and with nothing learnt from
+            earlier ones, there is nothing to do, as with torch's optimizers.
 
         Raises:
             ValueError: both `closure` and `loss` are given, or the loss is unusable (see `set_loss`).
@@ -154,15 +191,14 @@ class MomoOptimizer(Optimizer):
                 raise ValueError("step() takes `closure` or `loss`, got both: the closure already returns the loss.")
             with torch.enable_grad():
                 loss = closure()
-        if loss is not None:
-            self.set_loss(loss)
-        if self._loss is None:
+        given, clip_factor = self._take_loss(closure, loss)
+        if not self.state and not self._has_gradients():
+            return loss
+        if given is None:
             if self._is_state_probe():
                 self._init_state()
                 return None
             raise RuntimeError(NO_LOSS.format(name=type(self).__name__))
-        given, clip_factor = self._loss, self._clip_factor
-        self.drop_loss()
         self._init_state()
 
         state = self._model_state()
@@ -195,6 +231,7 @@ class MomoOptimizer(Optimizer):
             write(self, bucket, weight, step, update)
         self._keep(state)
         self._show(update)
+        self._watch.after_step(self.param_groups[0])
         return loss if loss is not None else given
 
     def _layout(self, p: Tensor) -> Layout | None:
@@ -287,6 +324,7 @@ class MomoOptimizer(Optimizer):
         keys = (*ModelState._fields, "effective_lr", "base_lr", *self._option_names())
         check_checkpoint(type(self).__name__, state_dict, keys, ("exp_avg", *self.buffers))
         super().load_state_dict(state_dict)
+        self._watch = Watch(self.param_groups[0])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, p in zip(chain.from_iterable(g["params"] for g in state_dict["param_groups"]), params):
             if key in state_dict["state"] and p.dtype in (torch.float16, torch.bfloat16):
@@ -295,5 +333,6 @@ class MomoOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._loss = self._clip_factor = None
+        self._loss = self._clip_factor = self.loss_source = None
+        self._watch = Watch(self.param_groups[0])
         self.__dict__.setdefault("shard_group", None)

@@ -10,7 +10,9 @@ from torch import Tensor
 NO_LOSS = (
     "{name}.step() needs the loss of this step, and got none. Give it in one of three ways: step(loss=loss) after "
     "loss.backward(); step(closure) with a closure that returns the loss; or set_loss(loss) before step(). With "
-    "accelerate and transformers, `import momo_hf` does it: call accelerator.backward(loss), and prepare this optimizer."
+    "accelerate and transformers, `import momo_hf` does it: call accelerator.backward(loss), and prepare this optimizer; "
+    "the loss goes when its gradients are zeroed or replaced by other tensors. Without accelerate, several processes have "
+    "to average it first."
 )
 # Options that describe the one model of all groups and cannot differ between them.
 SHARED_OPTIONS = ("beta", "betas", "lb", "use_fstar", "bias_correction", "divide", "slope")
@@ -55,8 +57,10 @@ def check_one_model(group: dict[str, Any], head: dict[str, Any]) -> None:
             )
 
 
-def check_loss(loss: Tensor, param_groups: list[dict[str, Any]]) -> None:
+def check_loss(loss: Tensor | float, param_groups: list[dict[str, Any]]) -> None:
     """Raise a ValueError if a loss is not one number, or is on a device that holds no parameter."""
+    if not isinstance(loss, Tensor):
+        return
     if loss.numel() != 1:
         raise ValueError(
             f"`loss` must hold one element, got shape {tuple(loss.shape)}: reduce it as it was for backward(), for "

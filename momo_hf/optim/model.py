@@ -16,7 +16,7 @@ find the step size (unless weight decay asks for it), and no two large inner pro
 import math
 from typing import NamedTuple
 
-from torch import Tensor, full_like, stack, where
+from torch import Tensor, finfo, full_like, stack, where
 
 
 # The part of the way from the averaged loss to `lb` that one step aims at with `use_fstar="share"`.
@@ -33,8 +33,8 @@ class ModelState(NamedTuple):
         fstar: f*, the lower bound in use.
         polyak_lr: what τρ of the last step would have been without the cap; comparable with the lr of Adam or SGD.
         capped: number of steps on which the cap `lr` decided.
-        skipped: number of steps dropped because the loss or a gradient was not finite.
-        stalled: number of steps in a row whose model lay at or below f*, so that the step was 0.
+        skipped: number of steps dropped because the loss, its clip factor or a gradient was not finite.
+        stalled: number of steps whose model lay at or below f*, so that the step was 0.
         slope_avg: q, the averaged slope of the samples; stays 0 with the paper's slope.
     """
 
@@ -117,7 +117,8 @@ def next_step(
             `SHARE` of the way from the averaged model down to `lb`. The cap is then no scale to decay by, and the
             step size of the step before takes its place.
         divide: whether the decay is proximal, `/ (1 + a)`, or AdamW's, `(1 - a) x`.
-        clip_factor: κ, by which the gradients were scaled before they were seen here, or None.
+        clip_factor: κ, by which the gradients were scaled before they were seen here, or None; a step with one that is
+            negative or not a number is dropped.
 
     Returns:
         The state after step k and the step to take. Where the loss or an inner product is not finite, the state is
@@ -133,7 +134,8 @@ def next_step(
     fstar = state.fstar if use_fstar is True else state.fstar.new_full((), lb)
 
     weight = average_weight(step, beta, bias_correction)
-    loss_avg = state.loss_avg.lerp(clip_gap(loss, clip_factor, fstar), weight)  # f̄_k
+    fed = clip_gap(loss, clip_factor, fstar)
+    loss_avg = state.loss_avg.lerp(fed, weight)  # f̄_k
     drift = (1.0 - weight) * state.drift  # c_k
 
     value = loss_avg + drift - (overlap * decay / (1 + decay)).sum()  # A
@@ -152,7 +154,7 @@ def next_step(
         fstar = where(value < rho * fstar, (value / (2 * rho)).clamp(min=lb), fstar)
     gap = (value - rho * fstar).clamp(min=0)
     moves = slope > 0
-    polyak = where(moves, gap / slope, 0.0)
+    polyak = where(moves, gap / slope, 0.0).clamp(max=finfo(gap.dtype).max)
     tau = where(moves, polyak.minimum(cap / rho), 0.0)  # τ
 
     inner = (tau * ratio * dual_norm_sq).sum()
@@ -163,7 +165,6 @@ def next_step(
     else:
         moved = -(inner + (overlap * decay).sum())
 
-    ok = stack([loss, dual_norm_sq.sum(), overlap.sum(), slope]).isfinite().all()
     new = ModelState(
         step=step,
         loss_avg=loss_avg,
@@ -172,9 +173,13 @@ def next_step(
         polyak_lr=polyak * rho,
         capped=state.capped + (moves & (cap / rho <= polyak)),
         skipped=state.skipped,
-        stalled=where(moves & (gap == 0), state.stalled + 1, 0.0),
+        stalled=state.stalled + (moves & (gap == 0)),
         slope_avg=slope_avg,
     )
+    # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
+    ok = stack([*new, tau, cap, decay.sum(), loss, fed, dual_norm_sq.sum(), overlap.sum(), slope]).isfinite().all()
+    if clip_factor is not None:
+        ok = ok & (clip_factor >= 0)
     kept = ModelState(*(where(ok, n, o).to(o.dtype) for n, o in zip(new, state)))
     kept = kept._replace(skipped=state.skipped + ~ok)
     return kept, Step(where(ok, tau * ratio, 0.0), tau * ratio * rho, where(ok, decay, 0.0), ok)
