@@ -1,4 +1,4 @@
-"""The loss and the clip factor, from any Accelerator to the MoMo optimizer that it prepared.
+"""The loss and the clip factor, from any Accelerator to the MoMo optimizers that it prepared.
 
 `Accelerator.backward` is the one place that every loop passes: Trainer, the trainers of other packages and loops
 written by hand, with DeepSpeed even the place where the step itself is taken. So that is where the loss is read.
@@ -6,115 +6,23 @@ An Accelerator without a MoMo optimizer behaves as before.
 """
 
 import functools
-import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
 from momo_hf.integrations import deepspeed
+from momo_hf.integrations.gradients import Snapshot, note_model
+from momo_hf.integrations.window import LossWindow, average
 from momo_hf.optim import MomoOptimizer
 
 
-logger = logging.getLogger(__name__)
-
-# Steps between two looks at the counters of the optimizer: a look is a read-back from the device.
-CHECK_EVERY = 50
-
-
-class LossWindow:
-    """What was backpropagated since the optimizer's last step, and its mean over the data-parallel ranks.
-
-    Micro-batches are summed here; with the last one of a window the reduction starts, before the backward pass, and
-    the optimizer's step waits for it.
-    """
-
-    def __init__(self, optimizer: MomoOptimizer) -> None:
-        self._local: Tensor | None = None
-        self._reduced: list[tuple[Tensor, dist.Work | None]] = []
-        self._clip_factor: Tensor | None = None
-        self.zero: Any = None  # ZeRO's optimizer, which clips inside its step
-        self._steps = 0
-        self._skipped_seen = 0
-        self._warned: set[str] = set()
-        optimizer.register_step_pre_hook(self._before_step)
-
-    def add(self, loss: Tensor, last: bool) -> None:
-        """Take in the loss of one backward pass, divided as its gradient is; `last` ends the local sum."""
-        if loss.numel() != 1:
-            raise ValueError(
-                f"Accelerator.backward() got a loss of shape {tuple(loss.shape)}: MoMo needs the one number whose "
-                "gradient is taken; reduce it first, for example with loss.mean()."
-            )
-        loss = loss.detach().reshape(()).to(torch.promote_types(loss.dtype, torch.float32))
-        self._local = loss if self._local is None else self._local + loss
-        if last:
-            total, work = self._local.clone(), None
-            if dist.is_initialized() and dist.get_world_size() > 1:
-                work = dist.all_reduce(total, async_op=True)
-            self._reduced.append((total, work))
-            self._local = None
-
-    def clip(self, factor: Tensor) -> None:
-        """Note that the gradients of this window were scaled by min(1, factor)."""
-        self._clip_factor = factor if self._clip_factor is None else self._clip_factor.minimum(factor)
-
-    def clear(self) -> None:
-        """Forget the window: its step was taken, was skipped by a loss scaler, or its gradients were zeroed."""
-        for _, work in self._reduced:
-            if work is not None:
-                work.wait()
-        self._local, self._reduced, self._clip_factor = None, [], None
-
-    def warn_once(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            logger.warning(message)
-
-    def _before_step(self, optimizer: MomoOptimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-        # `args` holds the optimizer itself and perhaps a closure.
-        if not self._reduced or optimizer.has_loss or any(v is not None for v in (*args[1:], *kwargs.values())):
-            return
-        for _, work in self._reduced:
-            if work is not None:
-                work.wait()
-        ranks = dist.get_world_size() if self._reduced[0][1] is not None else 1
-        total = sum(total for total, _ in self._reduced) / ranks
-        # Parameters that FSDP keeps on the CPU take their scalars from there too.
-        optimizer.set_loss(total.to(optimizer.param_groups[0]["step"].device))
-        factor = self._clip_factor if self.zero is None else deepspeed.clip_factor(self.zero)
-        if factor is not None:
-            optimizer.set_clip_factor(factor)
-        self.clear()
-        self._steps += 1
-
-    def look_at(self, optimizer: MomoOptimizer) -> None:
-        """Between two steps, now and then: warn of a stalled run and of skipped steps."""
-        if self._steps == 0 or self._steps % CHECK_EVERY != 0:
-            return
-        group = optimizer.param_groups[0]
-        if group["stalled"] >= CHECK_EVERY:
-            self.warn_once(
-                "stalled",
-                f"The loss has been at or below lb={float(group['fstar']):g} for {int(group['stalled'])} steps, so MoMo's "
-                "steps are 0 and training stalls. Give a lower `lb`: a number that the loss never falls below.",
-            )
-        skipped = int(group["skipped"])
-        if skipped > self._skipped_seen:
-            logger.warning(
-                f"MoMo skipped {skipped - self._skipped_seen} of the last {CHECK_EVERY} steps because the loss or a "
-                f"gradient was not finite ({skipped} in all); nothing was changed by them."
-            )
-            self._skipped_seen = skipped
-
-
-_WINDOWS: "WeakKeyDictionary[MomoOptimizer, LossWindow]" = WeakKeyDictionary()
+# What a prepared optimizer passes on to the MoMo optimizer in it.
+BY_HAND = ("set_loss", "set_clip_factor", "set_lb", "drop_loss", "has_loss")
 
 
 def unwrap_optimizer(optimizer: Any) -> MomoOptimizer | None:
@@ -124,25 +32,18 @@ def unwrap_optimizer(optimizer: Any) -> MomoOptimizer | None:
     return optimizer
 
 
-def find_optimizer(accelerator: Accelerator) -> MomoOptimizer | None:
-    """The MoMo optimizer that this Accelerator prepared, or None.
-
-    Raises:
-        ValueError: it prepared two of them.
-    """
+def windows_of(accelerator: Accelerator) -> list[LossWindow]:
+    """The windows of the MoMo optimizers that this Accelerator prepared."""
     found = {id(o): o for o in map(unwrap_optimizer, accelerator._optimizers) if o is not None}
-    if len(found) > 1:
-        raise ValueError(
-            f"This Accelerator prepared {len(found)} MoMo optimizers, and a loss can only belong to one. Put the "
-            "parameters into one optimizer as parameter groups, or use one Accelerator for each."
-        )
-    return next(iter(found.values()), None)
+    return [window_of(optimizer, accelerator) for optimizer in found.values()]
 
 
-def _window(optimizer: MomoOptimizer) -> LossWindow:
-    if optimizer not in _WINDOWS:
-        _WINDOWS[optimizer] = LossWindow(optimizer)
-    return _WINDOWS[optimizer]
+def window_of(optimizer: MomoOptimizer, accelerator: Accelerator) -> LossWindow:
+    """Where the loss of an optimizer is kept; made at its first use."""
+    if not isinstance(optimizer.loss_source, LossWindow):
+        optimizer.loss_source = LossWindow(optimizer)
+    optimizer.loss_source.connect(accelerator)
+    return optimizer.loss_source
 
 
 def momo_metrics(optimizer: Any) -> dict[str, float]:
@@ -176,73 +77,98 @@ def momo_metrics(optimizer: Any) -> dict[str, float]:
 
 
 def _backward(original: Callable) -> Callable:
-    @functools.wraps(original)
     def backward(self: Accelerator, loss: Tensor, **kwargs: Any) -> Any:
-        optimizer = find_optimizer(self)
-        if optimizer is None:
+        windows = windows_of(self)
+        if not windows:
             return original(self, loss, **kwargs)
-        window = _window(optimizer)
-        if self.sync_gradients:
-            window.look_at(optimizer)
         if self.distributed_type == DistributedType.FSDP and not self.is_fsdp2:
             raise ValueError("MoMo does not run under FSDP1. Set `fsdp_version: 2` in the accelerate config.")
-        zero = self.distributed_type == DistributedType.DEEPSPEED
-        divisor = self.gradient_accumulation_steps
-        if zero:
-            engine = self.deepspeed_engine_wrapped.engine
-            window.zero = window.zero or deepspeed.connect(engine, optimizer)
-            divisor = engine.gradient_accumulation_steps() if kwargs.get("scale_wrt_gas", True) else 1
-        window.add(loss.detach() / divisor, last=self.sync_gradients)
+        if self.distributed_type == DistributedType.DEEPSPEED:
+            return _backward_with_zero(original, self, windows, loss, kwargs)
+        share = _one_number(loss) / self.gradient_accumulation_steps
+        for window in windows:
+            window.settle()
+        # Before the backward pass, so that it costs no waiting; whom it feeds is known only afterwards.
+        averages = average(windows, share)
+        before = [Snapshot(window.gradients.held()) for window in windows]
         try:
             result = original(self, loss, **kwargs)
         except BaseException:
-            window.clear()
+            for window in windows:
+                window.remember()
             raise
-        if zero and self.sync_gradients:
-            window.clear()
+        fed = [i for i, window in enumerate(windows) if before[i].written(window.gradients.held())]
+        if len(fed) > 1:
+            raise ValueError(
+                f"One backward pass put gradients into the parameters of {len(fed)} MoMo optimizers, and a loss can only "
+                "belong to one. Put the parameters into one optimizer as parameter groups, or freeze the other model "
+                "during this pass: model.requires_grad_(False)."
+            )
+        for i in fed:
+            windows[i].add(share, averages[i])
+        for window in windows:
+            window.remember()
         return result
 
     return backward
 
 
+def _backward_with_zero(
+    original: Callable, accelerator: Accelerator, windows: list[LossWindow], loss: Tensor, kwargs: dict[str, Any]
+) -> Any:
+    """ZeRO holds the gradients of its one model itself, and takes the step within the last backward pass."""
+    (window,) = windows
+    engine = accelerator.deepspeed_engine_wrapped.engine
+    window.zero = window.zero or deepspeed.connect(engine, window.optimizer)
+    divisor = engine.gradient_accumulation_steps() if kwargs.get("scale_wrt_gas", True) else 1
+    share, last = _one_number(loss) / divisor, accelerator.sync_gradients
+    before = window.sums
+    window.add(share, average([window], share)[0] if last else None)
+    try:
+        result = original(accelerator, loss, **kwargs)
+    except BaseException:
+        window.sums = before
+        raise
+    if last:
+        window.clear()
+    return result
+
+
+def _one_number(loss: Tensor) -> Tensor:
+    if loss.numel() != 1:
+        raise ValueError(
+            f"Accelerator.backward() got a loss of shape {tuple(loss.shape)}: MoMo needs the one number whose "
+            "gradient is taken; reduce it first, for example with loss.mean()."
+        )
+    loss = loss.detach()
+    loss = loss.full_tensor() if hasattr(loss, "full_tensor") else loss
+    return loss.reshape(()).to(torch.promote_types(loss.dtype, torch.float32))
+
+
 def _clip_grad_norm_(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def clip_grad_norm_(self: Accelerator, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
-        optimizer = find_optimizer(self)
+    def clip_grad_norm_(
+        self: Accelerator, parameters: Any, max_norm: float | None, norm_type: float = 2
+    ) -> Tensor | None:
+        windows = windows_of(self)
+        if not windows or self.distributed_type == DistributedType.DEEPSPEED:
+            return original(self, parameters, max_norm, norm_type)
         parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        max_norm = math.inf if max_norm is None else float(max_norm)
+        for window in windows:
+            window.settle()
         norm = original(self, parameters, max_norm, norm_type)
-        if optimizer is None or not math.isfinite(max_norm) or self.distributed_type == DistributedType.DEEPSPEED:
-            return norm
-        window = _window(optimizer)
-        if not self.sync_gradients:
-            window.warn_once(
-                "clip",
-                "clip_grad_norm_ was called before the last micro-batch of a step; MoMo cannot tell its model of the "
-                "loss about that. Clip under `if accelerator.sync_gradients:`.",
-            )
-            return norm
-        if not _covers(parameters, optimizer):
-            window.warn_once(
-                "partial clip",
-                "clip_grad_norm_ was called for a part of the parameters. MoMo scales the loss by the smallest factor, "
-                "which is safe but shortens the steps of the rest; clip all parameters in one call.",
-            )
-        total = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        window.clip(max_norm / (total.detach() + 1e-6))
+        for window in windows:
+            window.clip(parameters, norm, max_norm)
+            window.remember()
         return norm
 
     return clip_grad_norm_
 
 
-def _covers(parameters: Iterable[Tensor], optimizer: MomoOptimizer) -> bool:
-    clipped = set(map(id, parameters))
-    return all(id(p) in clipped for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
-
-
 def _clip_grad_value_(original: Callable) -> Callable:
-    @functools.wraps(original)
     def clip_grad_value_(self: Accelerator, parameters: Any, clip_value: float) -> Any:
-        if find_optimizer(self) is not None:
+        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        if any(window.owns(parameters) for window in windows_of(self)):
             raise ValueError(
                 f"clip_grad_value_(clip_value={clip_value}) changes the direction of the gradient, and MoMo's model of "
                 "the loss would be wrong. Use clip_grad_norm_ instead."
@@ -252,32 +178,75 @@ def _clip_grad_value_(original: Callable) -> Callable:
     return clip_grad_value_
 
 
-def _then_clear(original: Callable) -> Callable:
-    """After a step was attempted or the gradients were zeroed, the loss of the window is spent."""
+def _prepare_optimizer(original: Callable) -> Callable:
+    def prepare_optimizer(self: Accelerator, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        # Losses that are given by hand need the averaging too, also where no backward pass goes through here.
+        if (inner := unwrap_optimizer(optimizer)) is not None:
+            window_of(inner, self)
+        return original(self, optimizer, *args, **kwargs)
 
-    @functools.wraps(original)
-    def method(self: AcceleratedOptimizer, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
+    return prepare_optimizer
+
+
+def _prepare_model(original: Callable) -> Callable:
+    def prepare_model(self: Accelerator, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        prepared = original(self, model, *args, **kwargs)
+        note_model(self, prepared)
+        return prepared
+
+    return prepare_model
+
+
+def _step(original: Callable) -> Callable:
+    def step(self: AcceleratedOptimizer, closure: Callable | None = None) -> Any:
         optimizer = unwrap_optimizer(self)
-        if optimizer in _WINDOWS and self.gradient_state.sync_gradients:
-            _WINDOWS[optimizer].clear()
+        window = None if optimizer is None else optimizer.loss_source
+        if not isinstance(window, LossWindow) or not self.gradient_state.sync_gradients:
+            return original(self, closure)
+        if self.scaler is not None:
+            window.trust()
+        result = original(self, closure)
+        if self.scaler is not None and self.step_was_skipped:
+            window.clear()
+            optimizer.drop_loss()
+        window.remember()
         return result
 
-    return method
+    return step
 
 
-_installed = False
+def _by_hand(self: AcceleratedOptimizer, name: str) -> Any:
+    """What a prepared optimizer has not itself: `set_loss` and its like, where there is a MoMo optimizer inside."""
+    optimizer = unwrap_optimizer(self.__dict__.get("optimizer")) if name in BY_HAND else None
+    if optimizer is None:
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    return getattr(optimizer, name)
 
 
 def install() -> None:
-    """Wrap the methods of accelerate that a training loop calls; once."""
-    global _installed
-    if _installed:
-        return
-    _installed = True
-    Accelerator.backward = _backward(Accelerator.backward)
-    Accelerator.clip_grad_norm_ = _clip_grad_norm_(Accelerator.clip_grad_norm_)
-    Accelerator.clip_grad_value_ = _clip_grad_value_(Accelerator.clip_grad_value_)
-    AcceleratedOptimizer.step = _then_clear(AcceleratedOptimizer.step)
-    AcceleratedOptimizer.zero_grad = _then_clear(AcceleratedOptimizer.zero_grad)
+    """Wrap the methods of accelerate that a training loop calls; once, also when this module is loaded again."""
+    for owner, name, wrap in (
+        (Accelerator, "backward", _backward),
+        (Accelerator, "clip_grad_norm_", _clip_grad_norm_),
+        (Accelerator, "clip_grad_value_", _clip_grad_value_),
+        (Accelerator, "prepare_model", _prepare_model),
+        (Accelerator, "prepare_optimizer", _prepare_optimizer),
+        (AcceleratedOptimizer, "step", _step),
+    ):
+        original = getattr(owner, name)
+        if f"{__name__}.{name}" in _wrappers(original):
+            continue
+        wrapper = functools.wraps(original)(wrap(original))
+        wrapper.wrapper = f"{__name__}.{name}"
+        setattr(owner, name, wrapper)
+    AcceleratedOptimizer.__getattr__ = _by_hand
     deepspeed.install()
+
+
+def _wrappers(function: Any) -> list[str]:
+    """The names of the wrappers around a function, the outermost first."""
+    names = []
+    while function is not None:
+        names.append(getattr(function, "wrapper", ""))
+        function = getattr(function, "__wrapped__", None)
+    return names

@@ -1,0 +1,278 @@
+"""The loss and the clip factor that belong to the gradients of one optimizer."""
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import ref
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+
+from momo_hf.integrations import deepspeed
+from momo_hf.integrations.gradients import Gradients, Snapshot, models_key, parameters_of
+from momo_hf.optim import MomoOptimizer
+from momo_hf.optim.sharding import layout_of, local, sum_over_shards
+
+
+logger = logging.getLogger(__name__)
+
+
+class Sums(NamedTuple):
+    """Losses that were backpropagated: kept by this process like their gradients, or averaged over processes."""
+
+    local: Tensor | None = None
+    averaged: tuple[Callable[[], Tensor], ...] = ()
+
+
+class LossWindow:
+    """What was backpropagated into the gradients that an optimizer holds, and how they were scaled.
+
+    It lives as long as these gradients: when they are dropped it is empty, and a step does not empty it, because
+    gradients that nobody drops are used again. Sums that are not averaged over processes yet are kept apart from those
+    that are, as gradients are.
+
+    Args:
+        optimizer: the MoMo optimizer itself, without wrappers.
+    """
+
+    def __init__(self, optimizer: MomoOptimizer) -> None:
+        self.optimizer = optimizer
+        self._accelerator: Callable[[], Accelerator | None] = lambda: None
+        self._gradients: Gradients | None = None
+        self.zero: Any = None  # ZeRO's optimizer, which holds the gradients itself and clips inside its step
+        self._warned: set[str] = set()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything: the gradients are gone."""
+        self.sums = Sums()
+        self._clips: dict[str, Tensor] = {}
+        self._snapshot: Snapshot | None = None
+        self._fresh = self._used = False
+
+    def connect(self, accelerator: Accelerator) -> None:
+        """Say whose models the optimizer's parameters belong to."""
+        self._accelerator = ref(accelerator)
+
+    @property
+    def gradients(self) -> Gradients:
+        """The gradients, looked up anew where the Accelerator has got other models."""
+        accelerator, known = self._accelerator(), self._gradients
+        if accelerator is not None and (known is None or known.key != models_key(accelerator, self.optimizer)):
+            self._gradients = Gradients(accelerator, self.optimizer)
+        return self._gradients
+
+    # ---- One lifetime with the gradients ----
+
+    def settle(self) -> None:
+        """Drop what was dropped since the last look: all gradients are gone, or someone has set them to zero."""
+        if self._snapshot is None:
+            return
+        held = self.gradients.held()
+        kept = self._snapshot.kept(held)
+        if not kept:
+            self.clear()
+        elif self._used or self._snapshot.written(kept):
+            left = self._any_left(kept)
+            self._each(lambda loss: torch.where(left.to(loss.device), loss, 0.0))
+            self._clips = {kind: torch.where(left.to(clip.device), clip, 1.0) for kind, clip in self._clips.items()}
+            self._snapshot, self._used = Snapshot(held), False
+
+    def remember(self) -> None:
+        """Take the gradients as they are now for the ones that the loss belongs to."""
+        if self.zero is None and not self.empty:
+            self._snapshot = Snapshot(self.gradients.held())
+
+    def trust(self) -> None:
+        """Do not look at the gradients again until `remember`: a loss scaler is about to write to them."""
+        self.settle()
+        self._snapshot = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was backpropagated into the gradients that there are."""
+        return self.sums.local is None and not self.sums.averaged
+
+    def _any_left(self, gradients: list[Tensor]) -> Tensor:
+        """Whether any process has a gradient that is not 0; 0-dim, not read back."""
+        parts = [part for part in map(local, gradients) if part.numel()]
+        left = torch.zeros_like(self.optimizer.param_groups[0]["step"])
+        for norm in torch._foreach_norm(parts, math.inf) if parts else []:
+            left = left + (norm != 0).to(left)
+        for layout in dict.fromkeys(layout_of(p, self.optimizer.shard_group) for p in parameters_of(self.optimizer)):
+            left = sum_over_shards(left, layout)
+        return left > 0
+
+    def _fold(self, clip_factor: Tensor | float | None) -> None:
+        """Scale the sums as the gradients were scaled; what is added from now on is not."""
+        if clip_factor is not None:
+            self._each(lambda loss: loss * torch.as_tensor(clip_factor).to(loss).clamp(max=1.0))
+        self._clips = {}
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change the sum that is averaged and the one that is not."""
+        averaged = change(sum(part() for part in self.sums.averaged)) if self.sums.averaged else None
+        local = None if self.sums.local is None else change(self.sums.local)
+        self.sums = Sums(local, () if averaged is None else (lambda: averaged,))
+
+    # ---- What goes in ----
+
+    def add(self, share: Tensor, averaged: Callable[[], Tensor] | None) -> None:
+        """Take in a loss that was backpropagated, divided as its gradient was.
+
+        Args:
+            share: the loss of this process, 0-dim.
+            averaged: from `average`; None if this backward pass left the gradients with the process.
+        """
+        self._fold(self._clip_factor())
+        if averaged is None:
+            self.sums = self.sums._replace(local=self.sum_with(share))
+        else:
+            self.sums = Sums(None, (*self.sums.averaged, averaged))
+        self._fresh, self._used = True, False
+
+    def sum_with(self, share: Tensor) -> Tensor:
+        """What a backward pass averages: its loss, and what was not averaged before."""
+        return share if self.sums.local is None else self.sums.local + share
+
+    def clip(self, parameters: list[Tensor], norm: Tensor, max_norm: float) -> None:
+        """Note that gradients were clipped, if some of them are this optimizer's.
+
+        Args:
+            parameters: those that were clipped together.
+            norm: their norm before, one element.
+            max_norm: what it was clipped to.
+        """
+        if not parameters:
+            self.warn_once(
+                "empty clip",
+                "clip_grad_norm_ got no parameters, so nothing was clipped. An iterator that was used before is empty: "
+                "pass model.parameters(), or a list.",
+            )
+        covered = self._covered(parameters)
+        if not any(covered) or not math.isfinite(max_norm):
+            return
+        total = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        factor = (max_norm / (total.detach() + 1e-6)).clamp(max=1.0)
+        if all(covered):
+            self._clips["full"] = factor * self._clips.get("full", 1.0)
+        else:
+            self._clips["partial"] = factor.minimum(self._clips.get("partial", factor))
+            self.warn_once(
+                "partial clip",
+                "clip_grad_norm_ was called for a part of the parameters. MoMo scales the loss by the smallest factor, "
+                "which is safe but shortens the steps of the rest; clip all parameters in one call.",
+            )
+
+    def owns(self, parameters: list[Tensor]) -> bool:
+        """Whether some of the gradients of these parameters are this optimizer's."""
+        return any(self._covered(parameters))
+
+    def _covered(self, parameters: list[Tensor]) -> list[bool]:
+        among = set(map(id, parameters))
+        return [id(p) in among for p in parameters_of(self.optimizer) if p.grad is not None]
+
+    def warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning(message)
+
+    # ---- What comes out ----
+
+    def __call__(
+        self, loss: Tensor | float | None, clip_factor: Tensor | float | None, returned: Tensor | float | None
+    ) -> tuple[Tensor | None, Tensor | float | None]:
+        """The loss and the clip factor of the step that is about to be taken.
+
+        Args:
+            loss: given by hand on this process, or None; it wins over what was backpropagated.
+            clip_factor: given by hand, or None; it wins too.
+            returned: by a closure on this process, or None; it counts where nothing was backpropagated.
+
+        Returns:
+            The two, averaged over the processes over which the gradients were; None where there is none.
+        """
+        self.settle()
+        if clip_factor is None:
+            clip_factor = self._clip_factor() if self.zero is None else deepspeed.clip_factor(self.zero)
+        like = self.optimizer.param_groups[0]["step"]
+        if loss is None and not self._fresh:
+            loss = returned
+        if loss is not None:
+            given = torch.as_tensor(loss, dtype=like.dtype).reshape(1)
+            groups = self.groups()
+            loss = Average(given, groups).value(0) if groups else given
+        elif self._fresh:
+            local = () if self.sums.local is None else (self.sums.local,)
+            loss = sum((*(part() for part in self.sums.averaged), *local))
+        self._spend(clip_factor)
+        # Parameters that FSDP keeps on the CPU take their scalars from there too.
+        return None if loss is None else loss.to(like.device), clip_factor
+
+    def _spend(self, clip_factor: Tensor | float | None) -> None:
+        """Gradients that nobody drops after the step stay with their loss."""
+        if self.zero is not None or self.empty:
+            self.clear()
+        else:
+            self._fold(clip_factor)
+            self._fresh, self._used = False, True
+
+    def groups(self) -> tuple[dist.ProcessGroup, ...]:
+        """The process groups over which a backward pass averages the gradients now."""
+        if self.zero is not None:
+            return (self.zero.dp_process_group,)
+        return () if self.gradients is None else self.gradients.averaging()
+
+    def _clip_factor(self) -> Tensor | None:
+        return math.prod(self._clips.values()) if self._clips else None
+
+
+class Average:
+    """The mean of some numbers over processes, started at once and waited for when it is needed.
+
+    Args:
+        values: this process's numbers, 1-dim; every process of the groups makes the same averages in the same order.
+        groups: process groups to average over, one after the other; at least one.
+    """
+
+    def __init__(self, values: Tensor, groups: tuple[dist.ProcessGroup, ...]) -> None:
+        self._values, self._work, self._count = values.clone(), None, 1
+        for group in groups:
+            if self._work is not None:
+                self._work.wait()
+            self._work = dist.all_reduce(self._values, group=group, async_op=True)
+            self._count *= dist.get_world_size(group)
+
+    def value(self, index: int) -> Tensor:
+        """One of the means, 0-dim."""
+        if self._work is not None:
+            self._work.wait()
+            self._values, self._work = self._values / self._count, None
+        return self._values[index]
+
+
+def average(windows: list[LossWindow], share: Tensor) -> list[Callable[[], Tensor] | None]:
+    """Start to average a loss over the processes over which its backward pass is going to average the gradients.
+
+    Args:
+        windows: of all optimizers whose gradients it may go into.
+        share: the loss of this process, 0-dim.
+
+    Returns:
+        For every window a function that waits for the mean of `window.sum_with(share)`; None where gradients, and so
+        losses, stay with their process. One collective serves all windows with the same processes.
+    """
+    together: dict[tuple, list[int]] = {}
+    for index, window in enumerate(windows):
+        together.setdefault(window.groups(), []).append(index)
+    found: list[Callable[[], Tensor] | None] = [None] * len(windows)
+    for groups, members in together.items():
+        if groups:
+            mean = Average(torch.stack([windows[index].sum_with(share) for index in members]), groups)
+            for place, index in enumerate(members):
+                found[index] = functools.partial(mean.value, place)
+    return found
