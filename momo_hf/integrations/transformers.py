@@ -3,11 +3,14 @@
 import inspect
 import logging
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS, OptimizerContext
+from transformers.trainer_pt_utils import LabelSmoother
 from transformers.training_args import OptimizerNames
 
 from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
@@ -143,10 +146,12 @@ class MomoCallback(TrainerCallback):
         self._before = self._counts(optimizer)
         left_alone = args.learning_rate == TrainingArguments.learning_rate
         if left_alone and not isinstance(optimizer, MomoAdamAuto) and state.is_world_process_zero:
+            lr = inspect.signature(type(optimizer)).parameters.get("lr")
+            default = "" if lr is None or lr.default is lr.empty else f", where {lr.default:g} is the default"
             logger.warning(
                 f"learning_rate was left at {args.learning_rate:g}, the default of TrainingArguments. For MoMo it is the "
                 "upper bound of the step size: right for fine-tuning a pretrained model, far too low for training from "
-                f"scratch, where {inspect.signature(type(optimizer)).parameters['lr'].default:g} is the default."
+                f"scratch{default}."
             )
 
     def on_log(
@@ -196,10 +201,28 @@ class MomoCallback(TrainerCallback):
         return tuple(torch.stack([group["step"], group["capped"]]).tolist())
 
 
+@dataclass
+class BoundedLabelSmoother(LabelSmoother):
+    """transformers' label smoothing, which says with how many classes it made a loss that is trained on.
+
+    Whether the loss is the smoothed one is known nowhere else: `compute_loss_func`, an overridden `compute_loss` or a
+    model that brings its own loss leave `label_smoothing_factor` without effect.
+    """
+
+    on_training_loss: Callable[[int], None] = lambda classes: None
+
+    def __call__(self, model_output: Any, labels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().__call__(model_output, labels, *args, **kwargs)
+        if loss.requires_grad:
+            logits = model_output["logits"] if isinstance(model_output, dict) else model_output[0]
+            self.on_training_loss(logits.shape[-1])
+        return loss
+
+
 class MomoTrainerMixin:
     """For any Trainer class: `class MyTrainer(MomoTrainerMixin, SFTTrainer): ...`.
 
-    Adds `MomoCallback`, and gives the optimizer the known lower bound of a label-smoothed loss unless `lb` was given.
+    Adds `MomoCallback`, and gives the optimizer the known lower bound of a label-smoothed loss unless it has one.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -207,33 +230,14 @@ class MomoTrainerMixin:
         if not any(isinstance(callback, MomoCallback) for callback in self.callback_handler.callbacks):
             # First in the list, so that every tracker after it sees the numbers.
             self.callback_handler.callbacks.insert(0, MomoCallback())
+        if type(self.label_smoother) is LabelSmoother:
+            known = self.label_smoother
+            self.label_smoother = BoundedLabelSmoother(known.epsilon, known.ignore_index, self._bound_smoothed_loss)
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        ours = self.optimizer is None
-        result = super().create_optimizer(*args, **kwargs)
+    def _bound_smoothed_loss(self, classes: int) -> None:
         optimizer = unwrap_optimizer(self.optimizer)
-        epsilon = self.args.label_smoothing_factor
-        if ours and optimizer is not None and epsilon > 0 and not self._lb_was_given():
-            classes = self._number_of_classes()
-            if classes is None:
-                logger.warning(
-                    "The number of classes is unknown, so `lb` stays at 0 although the labels are smoothed."
-                )
-            else:
-                optimizer.set_lb(label_smoothing_bound(epsilon, classes))
-        return result
-
-    def _lb_was_given(self) -> bool:
-        if self.optimizer_cls_and_kwargs is not None:
-            return "lb" in self.optimizer_cls_and_kwargs[1]
-        return "lb" in momo_kwargs(self.args, METHODS[OptimizerNames(self.args.optim).value])
-
-    def _number_of_classes(self) -> int | None:
-        config = getattr(self.model, "config", None)
-        output = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
-        if output is not None and hasattr(output, "out_features"):
-            return output.out_features
-        return getattr(config, "num_labels", None)
+        if optimizer is not None and optimizer.param_groups[0]["lb"] == 0:
+            optimizer.set_lb(label_smoothing_bound(self.label_smoother.epsilon, classes))
 
 
 class MomoTrainer(MomoTrainerMixin, Trainer):

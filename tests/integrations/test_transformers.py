@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
-    PreTrainedConfig,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_pt_utils import LabelSmoother
 
 from momo_hf import (
     Momo,
@@ -22,7 +20,6 @@ from momo_hf import (
     MomoSeq2SeqTrainer,
     MomoTrainer,
     MomoTrainerMixin,
-    label_smoothing_bound,
     momo_kwargs,
 )
 from tests.toys import Net, Points, TokenNet
@@ -235,52 +232,6 @@ def test_a_non_finite_loss_is_counted_in_the_logs(tmp_path):
     skipped = [entry["momo/skipped"] for entry in trainer.state.log_history if "momo/skipped" in entry]
     assert skipped == [0, 0, 1, 1, 1, 1]
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
-
-
-@pytest.mark.parametrize("epsilon, classes", [(0.1, 7), (0.3, 50), (1.0, 3)])
-def test_the_bound_is_what_the_label_smoother_can_reach(epsilon, classes):
-    logits = nn.Parameter(torch.zeros(1, 1, classes, dtype=torch.float64))
-    labels = torch.zeros(1, 1, dtype=torch.long)
-    optimizer = torch.optim.LBFGS([logits], lr=0.5, max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-14)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = LabelSmoother(epsilon)({"logits": logits}, labels)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    assert label_smoothing_bound(epsilon, classes) == pytest.approx(float(closure().detach()), abs=1e-6)
-
-
-class Classifier(nn.Module):
-    """Has what Trainer's label smoother and the bound need: logits and an output embedding."""
-
-    def __init__(self):
-        super().__init__()
-        self.config = PreTrainedConfig()
-        self.out = nn.Linear(5, 11)
-
-    def get_output_embeddings(self):
-        return self.out
-
-    def forward(self, inputs, labels=None):
-        return {"logits": self.out(inputs)}
-
-
-class Labelled(Points):
-    def __getitem__(self, index):
-        return {"inputs": self.inputs[index], "labels": torch.tensor(index % 11)}
-
-
-@pytest.mark.parametrize("given", [None, "lb=0.25"])
-def test_label_smoothing_sets_the_bound_unless_given(given, tmp_path):
-    args = arguments(tmp_path, label_smoothing_factor=0.1, optim_args=given)
-    trainer = MomoTrainer(Classifier(), args, train_dataset=Labelled())
-    trainer.train()
-    expected = 0.25 if given else label_smoothing_bound(0.1, 11)
-    assert trainer.optimizer.param_groups[0]["lb"] == expected
-    assert trainer.state.log_history[0]["momo/lb"] == pytest.approx(expected)
 
 
 def test_seq2seq_trainer_is_one():
