@@ -68,6 +68,13 @@ def test_zero_equals_ddp(runs, zero, stage, method, accumulated):
         torch.testing.assert_close(rank[f"{stage} {method} {accumulated}"][:, 0], expected[:, 0], rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("name", ["by hand", "interrupted"])
+def test_zero_takes_losses_by_hand_and_forgets_interrupted_ones(runs, zero, name):
+    expected = runs["ddp"][0]["momo_adam float32 2 0.0"]["log"]
+    for rank in zero:
+        torch.testing.assert_close(rank[name][:, 0], expected[:2, 0], rtol=1e-4, atol=0)
+
+
 def test_zero_refuses_what_has_no_single_step_size(tmp_path):
     target = "tests.distributed.workers_zero:refusals"
     messages, _ = run_workers(target, 2, tmp_path, environment=ENVIRONMENT)

@@ -87,6 +87,7 @@ def matrix(folder, kind):
             for accumulation, clip in ((1, 0.0), (2, 0.5)):
                 key = f"{method} {str(dtype).removeprefix('torch.')} {accumulation} {clip}"
                 results[key] = train(kind, method, dtype, accumulation=accumulation, clip=clip)
+    results["momo_adam float32 2 0.0"] = train(kind, "momo_adam", torch.float32, accumulation=2)
     return results
 
 

@@ -55,7 +55,46 @@ def matrix(folder):
                 results[f"{stage} {method} {accumulation} {clip}"] = steps_of(
                     *made, steps=20, accumulation=accumulation
                 )
+    for name in ("by hand", "interrupted"):
+        results[name] = by_hand_or_interrupted(name)
     return results
+
+
+class Interrupted(torch.autograd.Function):
+    """Passes a value through and raises in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("interrupted")
+
+
+def by_hand_or_interrupted(name):
+    """Two accumulated steps; the losses are given by hand, or the second backward pass fails at first."""
+    accelerator, model, optimizer = prepare(1, accumulation=2)
+    data, momo, log = Points(), unwrap_optimizer(optimizer), []
+    for step in range(2):
+        losses = []
+        for micro in range(2):
+            rows = rows_of(step, accelerator.process_index, accelerator.num_processes, 2, micro)
+            with accelerator.accumulate(model):
+                losses.append(model(data.inputs[rows], data.labels[rows])["loss"])
+                if name == "by hand":
+                    if micro == 1:
+                        optimizer.set_loss(sum(loss.detach() for loss in losses) / 2)
+                    accelerator.backward(losses[-1] + 1e3)
+                    continue
+                if micro == 1:
+                    try:
+                        accelerator.backward(Interrupted.apply(1e3 * losses[-1]))
+                    except RuntimeError as error:
+                        assert "interrupted" in str(error)
+                accelerator.backward(losses[-1])
+        log.append([float(momo.param_groups[0][scalar]) for scalar in SCALARS])
+    return torch.tensor(log, dtype=torch.float64)
 
 
 def refusals(folder):
