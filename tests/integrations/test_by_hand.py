@@ -37,6 +37,20 @@ def test_a_closure_on_a_prepared_optimizer_takes_the_steps_of_the_loop(clip, par
     assert taus == pytest.approx(plain_steps(loss_of, clip=clip), rel=1e-10)
 
 
+def test_what_was_backpropagated_counts_and_not_what_the_closure_returns():
+    accelerator, model, optimizer, loss_of = problem()
+
+    def closure():
+        optimizer.zero_grad()
+        accelerator.backward(loss_of(model))
+        return 100.0
+
+    optimizer.step(closure)
+    assert float(optimizer.param_groups[0]["effective_lr"]) == pytest.approx(
+        plain_steps(loss_of, steps=1)[0], rel=1e-12
+    )
+
+
 def test_a_closure_that_calls_backward_itself_gives_its_loss():
     _, model, optimizer, loss_of = problem()
 

@@ -72,6 +72,12 @@ class CallsSuper(MomoTrainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
+class SmoothsInEvaluation(Overrides):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        cls = Overrides if model.training else MomoTrainer
+        return cls.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+
+
 class NamedElsewhere(MomoTrainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args, model=None):
@@ -88,8 +94,8 @@ class Bare(MomoOptimizer):
 def lb_after_training(trainer_class, tmp_path, model=Classifier, data="labels", options=None, **kwargs):
     args = arguments(tmp_path, label_smoothing_factor=0.1, max_steps=2, **(options or {}))
     trainer = trainer_class(model(), args, train_dataset=Labelled(data), **kwargs)
-    trainer.evaluate(Labelled(data))
     trainer.train()
+    trainer.evaluate(Labelled(data))
     assert trainer.state.log_history[1]["momo/lb"] == pytest.approx(trainer.optimizer.param_groups[0]["lb"])
     return trainer.optimizer.param_groups[0]["lb"]
 
@@ -108,6 +114,7 @@ BOUND = label_smoothing_bound(0.1, 11)
         (0.25, MomoTrainer, {"optimizer_cls_and_kwargs": (Bare, {"lb": 0.25})}),
         (0.0, MomoTrainer, {"compute_loss_func": plain}),
         (0.0, Overrides, {}),
+        (0.0, SmoothsInEvaluation, {}),
         (0.0, MomoTrainer, {"model": OwnLoss, "data": "targets", "options": {"label_names": ["targets"]}}),
     ],
 )
