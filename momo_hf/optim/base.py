@@ -9,10 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from momo_hf.optim.buckets import sort_into_buckets
 from momo_hf.optim.checks import NO_LOSS, check_checkpoint, check_group, check_loss, check_one_model
-from momo_hf.optim.chunks import Bucket, sort_into_buckets
+from momo_hf.optim.method import Method
 from momo_hf.optim.model import ModelState, Step, average_weight, next_step
-from momo_hf.optim.passes import inner_products, write
+from momo_hf.optim.passes import inner_products, prepare, write
 from momo_hf.optim.sharding import Layout, layout_of, local
 from momo_hf.optim.watch import Watch
 
@@ -25,22 +26,19 @@ LossSource = Callable[
 ]
 
 
-class MomoOptimizer(Optimizer):
+class MomoOptimizer(Method, Optimizer):
     """Base class of the MoMo methods: momentum, loss, step size and state. A method adds its preconditioner.
 
-    A method names its `buffers` and says two things: how a gradient enters them (`update_buffers`) and what D^{-1}
-    does to a vector (`precondition`). Without either it is MoMo on plain momentum. The momentum itself,
-    d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, lives here, in `exp_avg`. Hooks for speed:
-    `corrections` computes what depends on k alone; the methods with `fused` in their names call torch's kernels.
+    A method names its `buffers` and says how a gradient enters them (`update_buffers`) and what D^{-1} does to a vector
+    (`precondition`), see `Method`; without these it is MoMo on plain momentum. The momentum itself,
+    d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, lives here, in `exp_avg`.
 
-    A step is a transaction (see `passes`): it writes all, or nothing where loss or gradients were not finite.
+    A step is a transaction (see `kernels`): it writes all, or nothing where loss or gradients were not finite.
 
     Args:
         params: parameters or parameter groups.
         defaults: the options of a group; `lr`, `weight_decay`, `lb`, and `beta` or `betas` at least.
     """
-
-    buffers: tuple[str, ...] = ()
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         common = {"divide": True, "use_fstar": False, "slope": "momentum", "foreach": None, "compile": False}
@@ -54,52 +52,9 @@ class MomoOptimizer(Optimizer):
         self.shard_group: dist.ProcessGroup | None = None
         super().__init__(params, defaults)
 
-    # ---- What a method says ----
-
     def check_options(self, group: dict[str, Any]) -> None:
         """Raise a ValueError that names the option, its value and the fix, for a group whose options are wrong."""
         check_group(group)
-
-    @staticmethod
-    def update_buffers(grad: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
-        """Take a gradient into the method's buffers.
-
-        Args:
-            grad: flat, at least float32.
-            buffers: the buffers by name, of the size and dtype of `grad`; not to be changed in place.
-            options: the method's own hyperparameters.
-
-        Returns:
-            The new buffers by name.
-        """
-        return {}
-
-    @staticmethod
-    def precondition(vector: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
-        """Return D_k^{-1} vector, from the buffers after `update_buffers`; D must be positive."""
-        return vector
-
-    @staticmethod
-    def corrections(step: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
-        """Numbers that depend on the step k (0-dim) alone, for example bias corrections; they join the options."""
-        return {}
-
-    @staticmethod
-    def has_fused_kernel(device: torch.device) -> bool:
-        """Whether torch has a kernel on this device for the next two, which are called only there."""
-        return False
-
-    @staticmethod
-    def fused_direction(grad: Tensor, exp_avg: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
-        """u of this step from flat tensors; d and the buffers of the step are put in place of the old ones."""
-        raise NotImplementedError
-
-    def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> None:
-        """The second pass over a bucket of contiguous tensors of one dtype; changes nothing where `ok` is False.
-
-        `step` is k, `factor` τ r_g, `decay` a_g, all 0-dim on the bucket's device.
-        """
-        raise NotImplementedError
 
     # ---- The loss ----
 
@@ -208,9 +163,11 @@ class MomoOptimizer(Optimizer):
         weight = average_weight(step, beta, corrected)
 
         buckets = sort_into_buckets(
-            self.param_groups, self.state, ("exp_avg", *self.buffers), self._option_names(), self._layout, like.dtype
+            self.param_groups, self.state, ("exp_avg", *self.buffers), self._option_names(), self._layout
         )
-        dual_norm_sq, overlap, sample_norm_sq = inner_products(self, buckets, self._layouts(), weight, step)
+        kernels = prepare(type(self), buckets, weight, step)
+        groups = len(self.param_groups)
+        dual_norm_sq, overlap, sample_norm_sq = inner_products(kernels, self._layouts(), groups, like)
         state, update = next_step(
             state,
             self._scalar(given, like),
@@ -227,8 +184,7 @@ class MomoOptimizer(Optimizer):
             divide=group["divide"],
             clip_factor=None if clip_factor is None else self._scalar(clip_factor, like).clamp(max=1.0),
         )
-        for bucket in buckets:
-            write(self, bucket, weight, step, update)
+        write(kernels, update)
         self._keep(state)
         self._show(update)
         self._watch.after_step(self.param_groups[0])

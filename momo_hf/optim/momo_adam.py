@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from momo_hf.optim.base import MomoOptimizer
 from momo_hf.optim.checks import check_range
-from momo_hf.optim.chunks import Bucket
+from momo_hf.optim.kernels import register
+from momo_hf.optim.kernels.fused import FusedAdam
 from momo_hf.optim.model import debias
 
 
@@ -105,58 +105,7 @@ class MomoAdam(MomoOptimizer):
 
     @staticmethod
     def corrections(step: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
-        beta1, beta2 = options["betas"]
-        return {"rsqrt_correction2": debias(beta2, step).rsqrt(), "rho": debias(beta1, step), "step": step}
-
-    @staticmethod
-    def has_fused_kernel(device: torch.device) -> bool:
-        return device.type in _get_fused_kernels_supported_devices()
-
-    @staticmethod
-    def fused_direction(grad: Tensor, exp_avg: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
-        # A step of Adam's own kernel from 0 with lr -ρ ends at u. One call on copies is faster than seven without them.
-        direction = torch.zeros_like(grad)
-        second = buffers["exp_avg_sq"]
-        fused_adam([direction], [grad], [exp_avg], [second], options["step"], -options["rho"], options)
-        return direction
-
-    def fused_write(self, bucket: Bucket, step: Tensor, factor: Tensor, decay: Tensor, ok: Tensor) -> None:
-        # Adam's own kernel takes MoMo-Adam's step when its lr is τρ: it divides by ρ.
-        group, tensors = bucket.group, bucket.roles
-        params, lr = tensors["param"], factor * debias(group["betas"][0], step)
-        if group["weight_decay"] != 0 and not group["divide"]:
-            torch._foreach_mul_(params, 1 - decay)
-        found_inf = (~ok).to(torch.float32)
-        fused_adam(params, tensors["grad"], tensors["exp_avg"], tensors["exp_avg_sq"], step, lr, group, found_inf)
-        if group["weight_decay"] != 0 and group["divide"]:
-            torch._foreach_div_(params, 1 + decay)
+        return {"rsqrt_correction2": debias(options["betas"][1], step).rsqrt()}
 
 
-def fused_adam(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    step: Tensor,
-    lr: Tensor,
-    options: dict[str, Any],
-    found_inf: Tensor | None = None,
-) -> None:
-    """Torch's fused kernel of Adam without decay, in place; it leaves everything as it was where `found_inf` is 1."""
-    beta1, beta2 = options["betas"]
-    torch._fused_adam_(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        [],
-        [step] * len(params),
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        weight_decay=0.0,
-        eps=options["eps"],
-        amsgrad=False,
-        maximize=False,
-        found_inf=found_inf,
-    )
+register(FusedAdam, MomoAdam)

@@ -1,0 +1,123 @@
+"""Parameters that are updated alike, collected from all groups."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from momo_hf.optim.sharding import Layout, local, same_layout_gradient
+
+
+# Options that every method has. A method is given only its own ones, which stay the same from step to step, so that a
+# compiled pass is not compiled anew when the lr changes.
+SHARED_BY_METHODS = (
+    "lr", "weight_decay", "lb", "beta", "bias_correction", "use_fstar", "divide", "slope", "foreach", "compile",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Parameters of one device, dtype, layout and set of options, from one group or several.
+
+    Attributes:
+        index: of the first group they come from.
+        group: that group.
+        options: the method's own hyperparameters.
+        layout: how the parameters are split over processes.
+        moves: False where there is no gradient: the momentum decays, the parameter stays.
+        roles: the local tensors of "param", "grad", "exp_avg" and every buffer, in one order of parameters.
+    """
+
+    index: int
+    group: dict[str, Any]
+    options: dict[str, Any]
+    layout: Layout | None
+    moves: bool
+    roles: dict[str, list[Tensor]]
+
+    @property
+    def device(self) -> torch.device:
+        return self.roles["param"][0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype to compute in."""
+        return torch.promote_types(self.roles["param"][0].dtype, torch.float32)
+
+    @property
+    def decays(self) -> bool:
+        return self.group["weight_decay"] != 0
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the slope of the samples is asked for."""
+        return self.group["slope"] == "gradient"
+
+    @property
+    def empty(self) -> "Bucket":
+        """The same without parameters."""
+        return replace(self, roles={role: [] for role in self.roles})
+
+    def split(self, chosen: Callable[[tuple[Tensor, ...]], bool]) -> "tuple[Bucket, Bucket]":
+        """Two buckets: the parameters whose tensors (in the order of `roles`) are chosen, and the others."""
+        parts: tuple[list, list] = ([], [])
+        for row in zip(*self.roles.values()):
+            parts[not chosen(row)].append(row)
+        columns = (zip(*rows) if rows else ((),) * len(self.roles) for rows in parts)
+        return tuple(replace(self, roles=dict(zip(self.roles, map(list, column)))) for column in columns)
+
+
+def sort_into_buckets(
+    param_groups: list[dict[str, Any]],
+    state: Mapping[Tensor, dict[str, Tensor]],
+    names: tuple[str, ...],
+    options: tuple[str, ...],
+    layout_of: Callable[[Tensor], Layout | None],
+) -> list[Bucket]:
+    """Collect the parameters of all groups that are updated alike, so that many small groups cost no more than one.
+
+    It is done anew at every step: FSDP, accelerate and DeepSpeed exchange parameters behind the optimizer's back.
+
+    Args:
+        param_groups: the groups of the optimizer.
+        state: its state per parameter.
+        names: the entries of the state that the method works on.
+        options: the keys of a group that decide how its parameters are updated.
+        layout_of: how a parameter is split over processes.
+
+    Raises:
+        RuntimeError: a gradient is sparse or complex.
+    """
+    members: dict[tuple, list[tuple[Tensor, Tensor | None]]] = {}
+    first: dict[tuple, int] = {}
+    for index, group in enumerate(param_groups):
+        alike = tuple(tuple(v) if isinstance(v, list) else v for v in (group[name] for name in options))
+        alike = first.setdefault(alike, index)  # a short key for what all these parameters share
+        for p in group["params"]:
+            grad = p.grad
+            if grad is None:
+                if p not in state:
+                    continue
+            elif grad.is_sparse or grad.is_complex():
+                kind, fix = ("sparse", "sparse=False") if grad.is_sparse else ("complex", "torch.view_as_real")
+                raise RuntimeError(
+                    f"The gradient of a parameter of shape {tuple(p.shape)} is {kind}, which MoMo does not take: "
+                    f"build the parameter with {fix}."
+                )
+            key = (alike, p.device, p.dtype, layout_of(p), grad is not None)
+            if key not in members:
+                members[key] = []
+            members[key].append((p, grad))
+    buckets = []
+    for (index, _, _, layout, moves), pairs in members.items():
+        group = param_groups[index]
+        roles: dict[str, list[Tensor]] = {role: [] for role in ("param", "grad", *names)}
+        for p, grad in pairs:
+            grad = same_layout_gradient(p, grad) if moves else torch.zeros_like(p)
+            for role, tensor in zip(roles, (p, grad, *map(state[p].get, names))):
+                roles[role].append(local(tensor))
+        own = {name: group[name] for name in options if name not in SHARED_BY_METHODS}
+        buckets.append(Bucket(index, group, own, layout, moves, roles))
+    return buckets

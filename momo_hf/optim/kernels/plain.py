@@ -1,0 +1,107 @@
+"""The two passes for any method on any device, in flat pieces: what every other kernel set is tested against."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from momo_hf.optim.buckets import Bucket
+from momo_hf.optim.chunks import Piece, pieces
+from momo_hf.optim.kernels.contract import Kernels
+from momo_hf.optim.method import Method
+
+
+class Plain(Kernels):
+    @classmethod
+    def take(cls, bucket: Bucket) -> tuple[Bucket, Bucket]:
+        return bucket, bucket.empty
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        return list(pieces(self.bucket.roles, self.bucket.dtype, self.bucket.group["foreach"] is not False))
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The method's hyperparameters and what it derives from the number of the step."""
+        return self.bucket.options | self.method.corrections(self.step, self.bucket.options)
+
+    def products(self) -> Tensor:
+        roles = [role for role in self.bucket.roles if role != "param" or self.bucket.decays]
+        sums = []
+        for piece in self.pieces:
+            tensors = {role: piece.read(role) for role in roles}
+            sums += products_of_piece(self.method, self.options, tensors, self.weight, self.bucket.sampled)
+        return torch.stack(sums).view(-1, 3).sum(0) if sums else self.weight.new_zeros(3)
+
+    def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> None:
+        how = {"decays": self.bucket.decays, "divide": self.bucket.group["divide"]}
+        for piece in self.pieces:
+            tensors = {role: piece.read(role) for role in piece.roles if role != "param" or self.bucket.moves}
+            write_piece(self.method, self.options, tensors, self.weight, factor, decay, ok, **how)
+            for role, tensor in tensors.items():
+                if role != "grad":
+                    piece.write(role, tensor)
+
+
+def products_of_piece(
+    method: type[Method], options: dict[str, Any], piece: dict[str, Tensor], weight: Tensor, sampled: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """<d, u>, where the parameter is given <d, x>, and where `sampled` <g, D^{-1} g> of one flat piece, from what d, u
+    and D are going to be.
+    """
+    grad, zero = piece["grad"], torch.zeros_like(weight)
+    momentum = lerp(piece["exp_avg"], grad, weight)
+    buffers = method.update_buffers(grad, {name: piece[name] for name in method.buffers}, options)
+    norm = inner_product(momentum, method.precondition(momentum, buffers, options))
+    overlap = inner_product(momentum, piece["param"]) if "param" in piece else zero
+    sample = inner_product(grad, method.precondition(grad, buffers, options)) if sampled else zero
+    return norm, overlap, sample
+
+
+def write_piece(
+    method: type[Method],
+    options: dict[str, Any],
+    piece: dict[str, Tensor],
+    weight: Tensor,
+    factor: Tensor,
+    decay: Tensor,
+    ok: Tensor,
+    decays: bool,
+    divide: bool,
+) -> None:
+    """d, the buffers and, where it is given, the parameter of one flat piece, in place."""
+    grad, kept = zero_unless(ok, piece["grad"]), ok.to(weight.dtype)
+    buffers = {name: piece[name] for name in method.buffers}
+    for name, new in method.update_buffers(grad, buffers, options).items():
+        buffers[name] = lerp(piece[name], new, kept, out=piece[name])
+    momentum = lerp(piece["exp_avg"], grad, weight * kept, out=piece["exp_avg"])
+    if "param" in piece:
+        param, move = piece["param"], method.precondition(momentum, buffers, options) * factor
+        if decays and not divide:
+            param.mul_(1 - decay)
+        param.sub_(move)
+        if decays and divide:
+            param.div_(1 + decay)
+
+
+def inner_product(x: Tensor, y: Tensor) -> Tensor:
+    # The compiler fuses the sum into the loop that makes x and y, but would call a library for dot.
+    return (x * y).sum() if torch.compiler.is_compiling() else torch.dot(x, y)
+
+
+def lerp(start: Tensor, end: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """(1 - weight) start + weight end."""
+    if not torch.compiler.is_compiling():
+        return torch.lerp(start, end, weight, out=out)
+    # Torch's lerp has one formula for small weights and one for large; the compiler takes twice as long over both.
+    value = start * (1 - weight) + end * weight
+    return value if out is None else out.copy_(value)
+
+
+def zero_unless(ok: Tensor, tensor: Tensor) -> Tensor:
+    """A copy of the tensor, or zeros where `ok` is False; by its bits, because NaN * 0 is NaN and `where` is slow."""
+    if torch.compiler.is_compiling():
+        return torch.where(ok, tensor, 0.0)
+    bits = {torch.float32: torch.int32, torch.float64: torch.int64}[tensor.dtype]
+    return (tensor.view(bits) * ok.to(bits)).view(tensor.dtype)
