@@ -12,7 +12,8 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from momo_hf.optim.buckets import sort_into_buckets
 from momo_hf.optim.checks import NO_LOSS, check_checkpoint, check_group, check_loss, check_one_model
 from momo_hf.optim.method import Method
-from momo_hf.optim.model import ModelState, Step, average_weight, next_step
+from momo_hf.optim.model import ModelState, Step, average_weight, next_step, with_drift
+from momo_hf.optim.movement import Movement
 from momo_hf.optim.passes import inner_products, prepare, write
 from momo_hf.optim.sharding import Layout, layout_of, local
 from momo_hf.optim.watch import Watch
@@ -48,6 +49,7 @@ class MomoOptimizer(Method, Optimizer):
         # Whoever keeps the loss of the gradients (the wiring of accelerate): asked at every step, see `LossSource`.
         self.loss_source: LossSource | None = None
         self._watch = Watch()
+        self._movement = Movement()
         # Where plain tensors are parts of flat partitions (ZeRO): the processes that hold the other parts.
         self.shard_group: dist.ProcessGroup | None = None
         super().__init__(params, defaults)
@@ -166,14 +168,16 @@ class MomoOptimizer(Method, Optimizer):
             self.param_groups, self.state, ("exp_avg", *self.buffers), self._option_names(), self._layout
         )
         kernels = prepare(type(self), buckets, weight, step)
-        groups = len(self.param_groups)
-        dual_norm_sq, overlap, sample_norm_sq = inner_products(kernels, self._layouts(), groups, like)
+        params, layouts = self._params(), self._layouts()
+        strayed = self._movement.since_last_step(params, kernels, layouts, like)
+        dual_norm_sq, overlap, sample_norm_sq, strayed = inner_products(kernels, strayed, len(self.param_groups))
         state, update = next_step(
             state,
             self._scalar(given, like),
             dual_norm_sq,
             overlap,
             sample_norm_sq if group["slope"] == "gradient" else None,
+            strayed,
             self._per_group("lr", like),
             self._per_group("base_lr", like),
             self._per_group("weight_decay", like),
@@ -184,18 +188,27 @@ class MomoOptimizer(Method, Optimizer):
             divide=group["divide"],
             clip_factor=None if clip_factor is None else self._scalar(clip_factor, like).clamp(max=1.0),
         )
-        write(kernels, update)
-        self._keep(state)
+        found = write(kernels, update, layouts)
+        self._keep(with_drift(state, self._movement.after_step(params, found, layouts)))
         self._show(update)
         self._watch.after_step(self.param_groups[0])
         return loss if loss is not None else given
 
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
     def _layout(self, p: Tensor) -> Layout | None:
         return layout_of(p, self.shard_group)
 
-    def _layouts(self) -> list[Layout | None]:
-        """Every layout of the model, in the same order on all processes, also where a process has no gradient."""
-        return list(dict.fromkeys([None, *(self._layout(p) for g in self.param_groups for p in g["params"])]))
+    def _layouts(self) -> dict[Layout | None, bool]:
+        """Every layout of the model and whether parameters in it round; in the same order on all processes, also where
+        a process has no gradient.
+        """
+        layouts: dict[Layout | None, bool] = {None: False}
+        for p in self._params():
+            layout = self._layout(p)
+            layouts[layout] = layouts.get(layout, False) or p.dtype.itemsize < 4
+        return layouts
 
     def _per_group(self, option: str, like: Tensor) -> Tensor:
         """One option of all groups as a vector, without a read-back where it is a tensor."""
@@ -271,6 +284,13 @@ class MomoOptimizer(Method, Optimizer):
         grads = [local(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
         return bool(grads) and not any(bool(g.any()) for g in grads)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state as in torch. Where parameters are sharded and in bfloat16 or float16, this is a collective: it sums
+        what the last step lost by rounding, so that the state is complete.
+        """
+        self._keep(with_drift(self._model_state(), self._movement.settle()))
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state as in torch, and keep scalars and buffers in at least float32 where torch would cast them.
 
@@ -281,6 +301,7 @@ class MomoOptimizer(Method, Optimizer):
         check_checkpoint(type(self).__name__, state_dict, keys, ("exp_avg", *self.buffers))
         super().load_state_dict(state_dict)
         self._watch = Watch(self.param_groups[0])
+        self._movement = Movement()  # how the parameters were left is not known any more
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, p in zip(chain.from_iterable(g["params"] for g in state_dict["param_groups"]), params):
             if key in state_dict["state"] and p.dtype in (torch.float16, torch.bfloat16):
@@ -291,4 +312,5 @@ class MomoOptimizer(Method, Optimizer):
         super().__setstate__(state)
         self._loss = self._clip_factor = self.loss_source = None
         self._watch = Watch(self.param_groups[0])
+        self._movement = Movement()
         self.__dict__.setdefault("shard_group", None)

@@ -42,9 +42,14 @@ class Bucket:
         return self.roles["param"][0].device
 
     @property
+    def stored(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        return self.roles["param"][0].dtype
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype to compute in."""
-        return torch.promote_types(self.roles["param"][0].dtype, torch.float32)
+        return torch.promote_types(self.stored, torch.float32)
 
     @property
     def decays(self) -> bool:

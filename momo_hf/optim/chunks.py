@@ -13,7 +13,7 @@ from torch._utils import _flatten_dense_tensors
 
 
 # Elements of a piece. On a CPU a few pieces must fit in the cache; elsewhere a kernel launch must be worth its price.
-CPU_PIECE = 1 << 17
+CPU_PIECE = 1 << 18
 DEVICE_PIECE = 1 << 24
 # From about this size on, copying a tensor into a pack costs more than a few calls of its own on a CPU.
 PACKED = 1 << 15
@@ -30,13 +30,13 @@ class Piece:
     def __init__(self, roles: dict[str, list[Tensor]], dtype: torch.dtype) -> None:
         self.roles = roles
         self.dtype = dtype
+        self.numel = sum(map(Tensor.numel, next(iter(roles.values()))))
 
-    def read(self, role: str, copy: bool = False) -> Tensor:
-        """The role as one flat tensor in the dtype to compute in: the memory itself where it can be, unless `copy`."""
+    def read(self, role: str) -> Tensor:
+        """The role as one flat tensor in the dtype to compute in: the memory itself where it can be."""
         tensors = self.roles[role]
         flat = tensors[0].reshape(-1) if len(tensors) == 1 else _flatten_dense_tensors(tensors)
-        flat = flat.to(self.dtype)
-        return flat.clone() if copy and flat.data_ptr() == tensors[0].data_ptr() else flat
+        return flat if flat.dtype == self.dtype else flat.to(self.dtype)
 
     def write(self, role: str, flat: Tensor) -> None:
         """Put the values of a flat tensor back into the tensors of the role, rounded to their dtype."""

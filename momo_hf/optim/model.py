@@ -9,7 +9,7 @@ One identity is not in the paper. With `d` the momentum and `γ` the average of 
 
     c_1 = 0,    c_k = β (c_{k-1} + <d_{k-1}, x_k - x_{k-1}>)
 
-and the last inner product is known from the previous step. `γ` is never computed, the parameters are not read to
+and the last inner product is known from the previous step, as far as the parameters did what it said (`movement`). `γ` is never computed, the parameters are not read to
 find the step size (unless weight decay asks for it), and no two large inner products are subtracted.
 """
 
@@ -81,12 +81,18 @@ def clip_gap(loss: Tensor, clip_factor: Tensor | None, fstar: Tensor) -> Tensor:
     return loss if clip_factor is None else fstar + clip_factor * (loss - fstar)
 
 
+def with_drift(state: ModelState, moved: Tensor | None) -> ModelState:
+    """The state with <d, what the parameters did> added, unless that is None or not finite, so that nothing is known."""
+    return state if moved is None else state._replace(drift=state.drift + where(moved.isfinite(), moved, 0.0))
+
+
 def next_step(
     state: ModelState,
     loss: Tensor,
     dual_norm_sq: Tensor,
     overlap: Tensor,
     sample_norm_sq: Tensor | None,
+    strayed: Tensor,
     lr: Tensor,
     base_lr: Tensor,
     weight_decay: Tensor,
@@ -107,6 +113,9 @@ def next_step(
         overlap: s_g = <d_g, x_g>, shape (groups,); only groups with decay count.
         sample_norm_sq: <g_g, D_g^{-1} g_g> of this step's gradient, shape (groups,), for the slope of the samples; None
             for the paper's slope, which is that of the averaged gradient.
+        strayed: <d_{k-1}, x_k - x>, 0-dim, where x_k is what the parameters are and x what the last step made of them in
+            exact arithmetic. It is taken in on a skipped step too; where it is not finite nothing is known, and it is
+            left out.
         lr: α_g, shape (groups,).
         base_lr: α_g before any schedule, shape (groups,); `use_fstar="share"` follows the schedule by lr / base_lr.
         weight_decay: λ_g, shape (groups,).
@@ -124,6 +133,7 @@ def next_step(
         The state after step k and the step to take. Where the loss or an inner product is not finite, the state is
         the old one (apart from `skipped`) and the step is empty.
     """
+    state = with_drift(state, strayed)
     cap = lr.max()  # α
     ratio = where(cap > 0, lr / cap, 0.0)  # r_g
     decay = lr * weight_decay  # a_g

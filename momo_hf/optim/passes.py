@@ -1,5 +1,7 @@
 """The two passes of a step over all parameters: the sums over shards between them."""
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
 from momo_hf.optim.buckets import Bucket
@@ -24,28 +26,42 @@ def prepare(method: type[Method], buckets: list[Bucket], weight: Tensor, step: T
     ]
 
 
-def inner_products(kernels: list[Kernels], layouts: list[Layout | None], groups: int, like: Tensor) -> Tensor:
-    """First pass: n_g = <d_g, u_g>, s_g = <d_g, x_g> and <g_g, D_g^{-1} g_g> over all shards.
+def inner_products(
+    kernels: list[Kernels], strayed: dict[Layout | None, Tensor], groups: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """First pass, and the one sum over all shards.
 
     Args:
         kernels: from `prepare`.
-        layouts: every way in which parameters are split, in the same order on all processes.
+        strayed: for every layout, in the same order on all processes, what else is to be summed over its shards; a
+            scalar with dtype and device of the result.
         groups: number of parameter groups.
-        like: a scalar with dtype and device of the result.
 
     Returns:
-        Three rows with one entry per parameter group; the last one is 0 unless the slope of the samples is asked for.
+        n_g = <d_g, u_g>, s_g = <d_g, x_g> and <g_g, D_g^{-1} g_g>, with one entry per parameter group, the last one 0
+        unless the slope of the samples is asked for; and the sum of `strayed`, 0-dim.
     """
-    sums = {layout: like.new_zeros(3, groups) for layout in layouts}
+    sums = {}
+    for layout, value in strayed.items():
+        sums[layout] = value.new_zeros(4, groups)
+        sums[layout][3, 0] = value
     for part in kernels:
         if part.bucket.moves:
-            sums[part.bucket.layout][:, part.bucket.index] += part.products().to(like)
-    return sum(sum_over_shards(part, layout) for layout, part in sums.items())
+            total = sums[part.bucket.layout]
+            total[:3, part.bucket.index] += part.products().to(total)
+    norms, overlaps, samples, rest = sum(sum_over_shards(part, layout) for layout, part in sums.items())
+    return norms, overlaps, samples, rest[0]
 
 
-def write(kernels: list[Kernels], update: Step) -> None:
-    """Second pass: the momentum, the buffers and the parameters."""
+def write(kernels: list[Kernels], update: Step, layouts: Iterable[Layout | None]) -> dict[Layout | None, Tensor]:
+    """Second pass: the momentum, the buffers and the parameters.
+
+    Returns:
+        <d, x> after the step and <d, rounding>, shape (2,), of this process's part for every layout.
+    """
+    found = {layout: update.factor.new_zeros(2) for layout in layouts}
     for part in kernels:
-        index, device, dtype = part.bucket.index, part.bucket.device, part.bucket.dtype
-        factor, decay = (v[index].to(device, dtype) for v in (update.factor, update.decay))
-        part.write(factor, decay, update.ok.to(device))
+        bucket = part.bucket
+        factor, decay = (v[bucket.index].to(bucket.device, bucket.dtype) for v in (update.factor, update.decay))
+        found[bucket.layout] += part.write(factor, decay, update.ok.to(bucket.device)).to(update.factor)
+    return found

@@ -45,9 +45,9 @@ def test_ddp_replicas_are_bitwise_equal_after_50_steps(tmp_path):
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
 
 
-@pytest.mark.parametrize("kind, in_step", [("ddp", []), ("fsdp2", ["all_reduce 3 waits"])])
+@pytest.mark.parametrize("kind, in_step", [("ddp", []), ("fsdp2", ["all_reduce 4 waits"])])
 def test_one_collective_for_the_loss_and_one_for_the_sums(tmp_path, kind, in_step):
-    """The loss is reduced before the backward pass of the last micro-batch; the sums n, s and q travel together."""
+    """The loss is reduced before the backward pass of the last micro-batch; the sums n, s, q and what strayed travel together."""
     events, _ = run_workers("tests.distributed.workers:collectives", 2, tmp_path, kind)
     window = ["backward", "all_reduce 1 async", "backward", *in_step, "step"]
     assert events == window + window

@@ -53,12 +53,14 @@ class Compiled(Plain):
             sums.append(function(self.method, self.options, tensors, self.weight, self.bucket.sampled))
         return torch.stack(sums).sum(0)
 
-    def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> None:
-        how = {"decays": self.bucket.decays, "divide": self.bucket.group["divide"]}
+    def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> Tensor:
+        bucket, sums = self.bucket, []
+        how = {"stored": bucket.stored, "moves": True, "decays": bucket.decays, "divide": bucket.group["divide"]}
         for batch in self.batches:
             function = compiled(write_tensors, self.method, len(batch))
-            function(self.method, self.options, batch, self.weight, factor, decay, ok, **how)
-        torch.autograd.graph.increment_version(self.bucket.roles["param"])
+            sums.append(function(self.method, self.options, batch, self.weight, factor, decay, ok, **how))
+        torch.autograd.graph.increment_version(bucket.roles["param"])
+        return torch.stack(sums).sum(0)
 
 
 def products_of_tensors(
@@ -74,15 +76,16 @@ def products_of_tensors(
 
 
 def write_tensors(
-    method: type[Method], options: dict[str, Any], tensors: list[dict[str, Tensor]], *step: Any, **how: bool
-) -> None:
-    weight = step[0]
+    method: type[Method], options: dict[str, Any], tensors: list[dict[str, Tensor]], *step: Any, **how: Any
+) -> Tensor:
+    weight, rows = step[0], []
     for roles in tensors:
         piece = {role: tensor.to(weight.dtype) for role, tensor in roles.items()}
-        write_piece(method, options, piece, *step, **how)
+        rows.append(torch.stack(write_piece(method, options, piece, *step, **how)))
         for role, tensor in roles.items():
             if role != "grad" and tensor.dtype != weight.dtype:
                 tensor.copy_(piece[role])
+    return torch.stack(rows).sum(0)
 
 
 @functools.cache
@@ -91,4 +94,6 @@ def compiled(function: Callable[..., Any], method: type[Method], count: int) -> 
     # With sizes, the compiler would also take floats for variable, and torch 2.13 may then find a graph in its cache on
     # disk that has the betas of another run in it.
     constant_floats = torch._dynamo.config.patch(specialize_float=True)
-    return constant_floats(torch.compile(function, dynamic=True, isolate_recompiles=True))
+    # Otherwise the compiler computes what is written a second time, in a loop of its own, for the sums over it.
+    once = {"realize_reads_threshold": 1} if function is write_tensors else None
+    return constant_floats(torch.compile(function, dynamic=True, isolate_recompiles=True, options=once))

@@ -45,7 +45,11 @@ class Kernels(ABC):
         """
 
     @abstractmethod
-    def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> None:
+    def overlap(self) -> Tensor:
+        """<d, x> of this process's part with momentum and parameters as they are, 0-dim."""
+
+    @abstractmethod
+    def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> Tensor:
         """Second pass: momentum, buffers and, where the bucket moves, parameters, in place.
 
         x <- (x - τ r u) / (1 + a), or AdamW's x <- (1 - a) x - τ r u where not `divide`. Autograd must see that the
@@ -55,4 +59,7 @@ class Kernels(ABC):
             factor: τ r_g; 0 where not `ok`.
             decay: a_g; 0 where not `ok`.
             ok: 0-dim bool; where it is False everything stays as it was, also beside gradients that are not finite.
+
+        Returns:
+            <d, x> after the step and <d, what rounding x to its dtype added>, shape (2,), of this process's part.
         """

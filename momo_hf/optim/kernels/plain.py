@@ -34,14 +34,22 @@ class Plain(Kernels):
             sums += products_of_piece(self.method, self.options, tensors, self.weight, self.bucket.sampled)
         return torch.stack(sums).view(-1, 3).sum(0) if sums else self.weight.new_zeros(3)
 
-    def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> None:
-        how = {"decays": self.bucket.decays, "divide": self.bucket.group["divide"]}
+    def overlap(self) -> Tensor:
+        sums = [inner_product(piece.read("exp_avg"), piece.read("param")) for piece in self.pieces]
+        return torch.stack(sums).sum() if sums else self.weight.new_zeros(())
+
+    def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> Tensor:
+        bucket, sums = self.bucket, []
+        how = {"moves": bucket.moves, "decays": bucket.decays, "divide": bucket.group["divide"]}
         for piece in self.pieces:
-            tensors = {role: piece.read(role) for role in piece.roles if role != "param" or self.bucket.moves}
-            write_piece(self.method, self.options, tensors, self.weight, factor, decay, ok, **how)
+            tensors = {role: piece.read(role) for role in piece.roles}
+            sums += write_piece(
+                self.method, self.options, tensors, self.weight, factor, decay, ok, bucket.stored, **how
+            )
             for role, tensor in tensors.items():
-                if role != "grad":
+                if role != "grad" and (role != "param" or bucket.moves):
                     piece.write(role, tensor)
+        return torch.stack(sums).view(-1, 2).sum(0) if sums else self.weight.new_zeros(2)
 
 
 def products_of_piece(
@@ -67,22 +75,34 @@ def write_piece(
     factor: Tensor,
     decay: Tensor,
     ok: Tensor,
+    stored: torch.dtype,
+    moves: bool,
     decays: bool,
     divide: bool,
-) -> None:
-    """d, the buffers and, where it is given, the parameter of one flat piece, in place."""
+) -> tuple[Tensor, Tensor]:
+    """d, the buffers and, where it moves, the parameter of one flat piece, in place; <d, x> and <d, rounding>."""
     grad, kept = zero_unless(ok, piece["grad"]), ok.to(weight.dtype)
     buffers = {name: piece[name] for name in method.buffers}
     for name, new in method.update_buffers(grad, buffers, options).items():
         buffers[name] = lerp(piece[name], new, kept, out=piece[name])
     momentum = lerp(piece["exp_avg"], grad, weight * kept, out=piece["exp_avg"])
-    if "param" in piece:
-        param, move = piece["param"], method.precondition(momentum, buffers, options) * factor
+    param = piece["param"]
+    if moves:
+        move = method.precondition(momentum, buffers, options) * factor
         if decays and not divide:
             param.mul_(1 - decay)
         param.sub_(move)
         if decays and divide:
             param.div_(1 + decay)
+    return standing(momentum, param, stored)
+
+
+def standing(momentum: Tensor, param: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
+    """<d, x> for the parameter as it will be stored, and <d, what its rounding adds>."""
+    if stored == param.dtype:
+        return inner_product(momentum, param), momentum.new_zeros(())
+    rounded = param.to(stored).to(param.dtype)
+    return inner_product(momentum, rounded), inner_product(momentum, rounded - param)
 
 
 def inner_product(x: Tensor, y: Tensor) -> Tensor:

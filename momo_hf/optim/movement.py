@@ -1,0 +1,82 @@
+"""What the parameters did, where it is not what the step asked for.
+
+The model needs <d_k, x_{k+1} - x_k>. The step size gives it in closed form, without a read of the parameters, as long as
+they do what the step says. Two things come between:
+
+* a parameter in bfloat16 or float16 rounds, and most of a small step may round away. The second pass, which has the
+  value before and after rounding at hand, returns <d_k, what was lost>;
+* something else changes parameters between two steps: projections, masks, restored rows, averages over workers, loaded
+  weights. That raises the version of a tensor or moves it to other memory, which is compared at every step. Then the
+  parameters are read once for <d_k, x>, and the difference to what the second pass left is what happened.
+
+Both are parts of sums over shards, so they wait for the one reduction of the next step.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from momo_hf.optim.kernels import Kernels
+from momo_hf.optim.sharding import Layout, local, sum_over_shards
+
+
+Marks = list[tuple[int, int]]
+
+
+class Movement:
+    """Follows the parameters from the end of a step to the beginning of the next one; all sums are local parts."""
+
+    def __init__(self) -> None:
+        self._left: dict[Layout | None, Tensor] = {}  # <d_k, x_{k+1}> as the step left it
+        self._lost: dict[Layout | None, Tensor] = {}  # <d_k, rounding> that is in no drift yet
+        self._marks: Marks = []
+
+    def since_last_step(
+        self, params: list[Tensor], kernels: list[Kernels], layouts: Iterable[Layout | None], like: Tensor
+    ) -> dict[Layout | None, Tensor]:
+        """<d_k, x> of now minus what the model believes, before momentum and parameters change; for every layout.
+
+        Args:
+            params: all parameters, in the order of the groups.
+            kernels: of the coming step.
+            layouts: every layout, in the same order on all processes.
+            like: a scalar with dtype and device of the result.
+        """
+        strayed = {layout: self._lost.get(layout, torch.zeros_like(like)) for layout in layouts}
+        # Parameters of a group that was added since follow those that are known.
+        if self._left and marks(params)[: len(self._marks)] != self._marks:
+            for layout, value in self._left.items():
+                strayed[layout] = strayed[layout] - value
+            for part in kernels:
+                layout = part.bucket.layout
+                strayed[layout] = strayed[layout] + part.overlap().to(like)
+        return strayed
+
+    def after_step(
+        self, params: list[Tensor], found: dict[Layout | None, Tensor], rounds: dict[Layout | None, bool]
+    ) -> Tensor | None:
+        """Remember how the second pass left the parameters.
+
+        Args:
+            params: as above.
+            found: <d, x> and <d, rounding> of the second pass for every layout.
+            rounds: whether a layout has parameters that round.
+
+        Returns:
+            What the drift of the model has to take in at once, because no other process has a part in it; or None.
+        """
+        self._left = {layout: sums[0] for layout, sums in found.items()}
+        self._lost = {layout: found[layout][1] for layout in found if rounds[layout]}
+        self._marks = marks(params)
+        return self._lost.pop(None, None)
+
+    def settle(self) -> Tensor | None:
+        """<d_k, rounding> over all shards, if the drift has not taken it in yet; a collective on all processes."""
+        lost, self._lost = self._lost, {}
+        return sum(sum_over_shards(value, layout) for layout, value in lost.items()) if lost else None
+
+
+def marks(params: list[Tensor]) -> Marks:
+    """What changes when a tensor is written in place or put elsewhere, without a look at its values."""
+    return [(t._version, t.data_ptr()) for t in (local(p) for p in params)]
