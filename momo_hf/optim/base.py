@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from momo_hf.optim.buckets import sort_into_buckets
-from momo_hf.optim.checks import NO_LOSS, check_checkpoint, check_group, check_loss, check_one_model
+from momo_hf.optim.checks import NO_LOSS, check_group, check_loss, check_one_model, with_defaults
 from momo_hf.optim.method import Method
 from momo_hf.optim.model import ModelState, Step, average_weight, next_step, with_drift
 from momo_hf.optim.movement import Movement
 from momo_hf.optim.passes import inner_products, prepare, write
-from momo_hf.optim.sharding import Layout, layout_of, local
+from momo_hf.optim.sharding import Layout, layout_of, local, whole
 from momo_hf.optim.watch import Watch
 
 
@@ -125,6 +125,8 @@ class MomoOptimizer(Method, Optimizer):
 
     # ---- The step ----
 
+    # A graph around the step would hold its numbers as constants; the passes have graphs of their own (`compile`).
+    @torch.compiler.disable(reason="a step of a MoMo optimizer is not traced: compile the model, not the step")
     @torch.no_grad()
     def step(
         self, closure: Callable[[], Tensor | float] | None = None, *, loss: Tensor | float | None = None
@@ -170,7 +172,7 @@ class MomoOptimizer(Method, Optimizer):
         kernels = prepare(type(self), buckets, weight, step)
         params, layouts = self._params(), self._layouts()
         strayed = self._movement.since_last_step(params, kernels, layouts, like)
-        dual_norm_sq, overlap, sample_norm_sq, strayed = inner_products(kernels, strayed, len(self.param_groups))
+        dual_norm_sq, overlap, sample_norm_sq, strayed = inner_products(kernels, strayed, len(self.param_groups), step)
         state, update = next_step(
             state,
             self._scalar(given, like),
@@ -188,7 +190,7 @@ class MomoOptimizer(Method, Optimizer):
             divide=group["divide"],
             clip_factor=None if clip_factor is None else self._scalar(clip_factor, like).clamp(max=1.0),
         )
-        found = write(kernels, update, layouts)
+        found = write(kernels, update, layouts, step)
         self._keep(with_drift(state, self._movement.after_step(params, found, layouts)))
         self._show(update)
         self._watch.after_step(self.param_groups[0])
@@ -219,7 +221,7 @@ class MomoOptimizer(Method, Optimizer):
 
     @staticmethod
     def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
-        return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
+        return torch.as_tensor(whole(value), dtype=like.dtype, device=like.device).reshape(())
 
     @staticmethod
     def _beta(group: dict[str, Any]) -> float:
@@ -242,12 +244,9 @@ class MomoOptimizer(Method, Optimizer):
             self.param_groups.pop()
             raise
         if group is head:
-            dtypes = [p.dtype for p in group["params"]]
-            dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-            zeros = ModelState(*(torch.zeros((), dtype=dtype, device=self._home()) for _ in ModelState._fields))
+            zeros = ModelState(*(torch.zeros((), device=self._home()) for _ in ModelState._fields))
             self._keep(zeros._replace(fstar=torch.full_like(zeros.fstar, group["lb"])))
-        else:
-            self._keep(self._model_state())
+        self._widen()
         group.setdefault("effective_lr", torch.zeros_like(head["step"]))
         group.setdefault("base_lr", float(group["lr"]))
 
@@ -265,6 +264,12 @@ class MomoOptimizer(Method, Optimizer):
         for group in self.param_groups:
             group.update(state._asdict())
 
+    def _widen(self) -> None:
+        """Give every group the scalars of the first, in float64 if any parameter is in float64."""
+        wide = any(p.dtype == torch.float64 for p in self._params())
+        dtype = torch.float64 if wide else torch.float32
+        self._keep(ModelState(*(value.to(dtype) for value in self._model_state())))
+
     def _show(self, update: Step) -> None:
         """Write `effective_lr` for whoever logs; a skipped step leaves the one before it."""
         shown = torch.stack([group["effective_lr"].to(update.ok.device) for group in self.param_groups])
@@ -272,10 +277,12 @@ class MomoOptimizer(Method, Optimizer):
             group["effective_lr"] = value
 
     def _init_state(self) -> None:
-        for p in chain.from_iterable(group["params"] for group in self.param_groups):
-            if p.grad is not None and p not in self.state:
-                dtype = torch.promote_types(p.dtype, torch.float32)
-                self.state[p] = {name: torch.zeros_like(p, dtype=dtype) for name in ("exp_avg", *self.buffers)}
+        fresh = [p for p in self._params() if p.grad is not None and p not in self.state]
+        # Parameters that join a running model share one count of the steps before; the others need none.
+        late = {"start": self.param_groups[0]["step"].clone()} if fresh and self.state else {}
+        for p in fresh:
+            dtype = torch.promote_types(p.dtype, torch.float32)
+            self.state[p] = {name: torch.zeros_like(p, dtype=dtype) for name in ("exp_avg", *self.buffers)} | late
 
     def _is_state_probe(self) -> bool:
         """torch.distributed.checkpoint asks for initialised state by a step with lr 0 and zero gradients."""
@@ -289,7 +296,12 @@ class MomoOptimizer(Method, Optimizer):
         what the last step lost by rounding, so that the state is complete.
         """
         self._keep(with_drift(self._model_state(), self._movement.settle()))
-        return super().state_dict()
+        state_dict = super().state_dict()
+        # For every parameter, so that torch.distributed.checkpoint finds room for it in a fresh optimizer.
+        zero = torch.zeros_like(self.param_groups[0]["step"])
+        for key, entry in state_dict["state"].items():
+            state_dict["state"][key] = {**entry, "start": entry.get("start", zero).clone()}
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state as in torch, and keep scalars and buffers in at least float32 where torch would cast them.
@@ -297,16 +309,24 @@ class MomoOptimizer(Method, Optimizer):
         Raises:
             ValueError: the state was not saved by this method.
         """
-        keys = (*ModelState._fields, "effective_lr", "base_lr", *self._option_names())
-        check_checkpoint(type(self).__name__, state_dict, keys, ("exp_avg", *self.buffers))
+        defaults = {name: self.defaults[name] for name in self._option_names()}
+        state_dict = with_defaults(type(self).__name__, state_dict, defaults, ("exp_avg", *self.buffers))
         super().load_state_dict(state_dict)
         self._watch = Watch(self.param_groups[0])
         self._movement = Movement()  # how the parameters were left is not known any more
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, p in zip(chain.from_iterable(g["params"] for g in state_dict["param_groups"]), params):
-            if key in state_dict["state"] and p.dtype in (torch.float16, torch.bfloat16):
-                for name, value in state_dict["state"][key].items():
-                    self.state[p][name] = value.to(device=p.device, dtype=torch.float32, copy=True)
+        self._widen()
+        starts: dict[float, Tensor] = {}
+        for key, p in zip(chain.from_iterable(g["params"] for g in state_dict["param_groups"]), self._params()):
+            if key not in state_dict["state"]:
+                continue
+            saved = state_dict["state"][key]
+            if p.dtype in (torch.float16, torch.bfloat16):
+                for name in ("exp_avg", *self.buffers):
+                    self.state[p][name] = saved[name].to(device=p.device, dtype=torch.float32, copy=True)
+            self.state[p].pop("start", None)
+            start = float(saved.get("start", 0.0))
+            if start:
+                self.state[p]["start"] = starts.setdefault(start, torch.full_like(self.param_groups[0]["step"], start))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -27,6 +27,7 @@ class Bucket:
         options: the method's own hyperparameters.
         layout: how the parameters are split over processes.
         moves: False where there is no gradient: the momentum decays, the parameter stays.
+        start: the number of steps before their first gradient, 0-dim, where they joined a running model; else None.
         roles: the local tensors of "param", "grad", "exp_avg" and every buffer, in one order of parameters.
     """
 
@@ -35,6 +36,7 @@ class Bucket:
     options: dict[str, Any]
     layout: Layout | None
     moves: bool
+    start: Tensor | None
     roles: dict[str, list[Tensor]]
 
     @property
@@ -111,12 +113,13 @@ def sort_into_buckets(
                     f"The gradient of a parameter of shape {tuple(p.shape)} is {kind}, which MoMo does not take: "
                     f"build the parameter with {fix}."
                 )
-            key = (alike, p.device, p.dtype, layout_of(p), grad is not None)
+            start = state[p].get("start")  # one tensor for all that joined together
+            key = (alike, p.device, p.dtype, layout_of(p), grad is not None, id(start))
             if key not in members:
                 members[key] = []
             members[key].append((p, grad))
     buckets = []
-    for (index, _, _, layout, moves), pairs in members.items():
+    for (index, _, _, layout, moves, _), pairs in members.items():
         group = param_groups[index]
         roles: dict[str, list[Tensor]] = {role: [] for role in ("param", "grad", *names)}
         for p, grad in pairs:
@@ -124,5 +127,5 @@ def sort_into_buckets(
             for role, tensor in zip(roles, (p, grad, *map(state[p].get, names))):
                 roles[role].append(local(tensor))
         own = {name: group[name] for name in options if name not in SHARED_BY_METHODS}
-        buckets.append(Bucket(index, group, own, layout, moves, roles))
+        buckets.append(Bucket(index, group, own, layout, moves, state[pairs[0][0]].get("start"), roles))
     return buckets

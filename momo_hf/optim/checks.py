@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, zeros_like
+
+from momo_hf.optim.model import ModelState
 
 
 NO_LOSS = (
@@ -74,16 +76,22 @@ def check_loss(loss: Tensor | float, param_groups: list[dict[str, Any]]) -> None
         )
 
 
-def check_checkpoint(name: str, state_dict: dict[str, Any], keys: Iterable[str], buffers: Iterable[str]) -> None:
-    """Raise a ValueError if a state was saved by another method.
+def with_defaults(
+    name: str, state_dict: dict[str, Any], defaults: dict[str, Any], buffers: Iterable[str]
+) -> dict[str, Any]:
+    """A saved state in which options and scalars that did not exist when it was saved have their defaults.
 
     Args:
         name: the class that is to load it.
         state_dict: as `Optimizer.state_dict()` made it.
-        keys: what every parameter group must have.
-        buffers: what every parameter's state must have, and nothing else.
+        defaults: the options of the class.
+        buffers: what every parameter's state must have; "start" may be there too, and nothing else.
+
+    Raises:
+        ValueError: another method saved it.
     """
-    missing = [key for key in keys if any(key not in group for group in state_dict["param_groups"])]
+    needed = ["step", "loss_avg", "drift", "fstar", "lr", "beta" if "beta" in defaults else "betas"]
+    missing = [key for key in needed if any(key not in group for group in state_dict["param_groups"])]
     if missing:
         raise ValueError(
             f"This state was not saved by {name}: its groups lack {missing}. Start from the weights alone, or load it "
@@ -91,8 +99,13 @@ def check_checkpoint(name: str, state_dict: dict[str, Any], keys: Iterable[str],
         )
     expected = set(buffers)
     for entry in state_dict["state"].values():
-        if set(entry) != expected:
+        if set(entry) - {"start"} != expected:
             raise ValueError(
                 f"This state was not saved by {name}: a parameter has {sorted(entry)}, expected {sorted(expected)}. "
                 "Load it into the optimizer that saved it."
             )
+    groups = []
+    for group in state_dict["param_groups"]:
+        zeros = {key: zeros_like(group["step"]) for key in (*ModelState._fields, "effective_lr")}
+        groups.append({**defaults, **zeros, "base_lr": float(group["lr"]), **group})
+    return {**state_dict, "param_groups": groups}

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from momo_hf.optim.buckets import Bucket
 from momo_hf.optim.kernels import Kernels, assign
 from momo_hf.optim.method import Method
-from momo_hf.optim.model import Step
+from momo_hf.optim.model import Step, debias
 from momo_hf.optim.sharding import Layout, sum_over_shards
 
 
@@ -21,13 +22,31 @@ def prepare(method: type[Method], buckets: list[Bucket], weight: Tensor, step: T
         step: k, 0-dim.
     """
     return [
-        kernels(method, b, weight.to(b.device, b.dtype), step.to(b.device, b.dtype))
+        kernels(method, b, weight.to(b.device, b.dtype), own_step(b, step).to(b.device, b.dtype))
         for kernels, b in assign(method, buckets)
     ]
 
 
+def own_step(bucket: Bucket, step: Tensor) -> Tensor:
+    """k for the parameters of a bucket: those that joined a running model have had fewer steps."""
+    return step if bucket.start is None else step - bucket.start
+
+
+def catch_up(bucket: Bucket, step: Tensor) -> Tensor | float:
+    """The factor in D^{-1} of parameters that joined a running model.
+
+    Their average d started later at 0 than the averages of the others, and the step size corrects all by ρ of these. So
+    that a step at the cap is Adam's for them too, their D^{-1} has ρ_k over ρ of their own count.
+    """
+    group = bucket.group
+    if bucket.start is None or not group["bias_correction"]:
+        return 1.0
+    beta = group["beta"] if "beta" in group else group["betas"][0]
+    return debias(beta, step) / debias(beta, own_step(bucket, step))
+
+
 def inner_products(
-    kernels: list[Kernels], strayed: dict[Layout | None, Tensor], groups: int
+    kernels: list[Kernels], strayed: dict[Layout | None, Tensor], groups: int, step: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """First pass, and the one sum over all shards.
 
@@ -36,6 +55,7 @@ def inner_products(
         strayed: for every layout, in the same order on all processes, what else is to be summed over its shards; a
             scalar with dtype and device of the result.
         groups: number of parameter groups.
+        step: k, 0-dim.
 
     Returns:
         n_g = <d_g, u_g>, s_g = <d_g, x_g> and <g_g, D_g^{-1} g_g>, with one entry per parameter group, the last one 0
@@ -48,12 +68,17 @@ def inner_products(
     for part in kernels:
         if part.bucket.moves:
             total = sums[part.bucket.layout]
-            total[:3, part.bucket.index] += part.products().to(total)
+            found, late = part.products().to(total), catch_up(part.bucket, step)
+            if torch.is_tensor(late):
+                found = found * torch.stack([late, torch.ones_like(late), late])
+            total[:3, part.bucket.index] += found
     norms, overlaps, samples, rest = sum(sum_over_shards(part, layout) for layout, part in sums.items())
     return norms, overlaps, samples, rest[0]
 
 
-def write(kernels: list[Kernels], update: Step, layouts: Iterable[Layout | None]) -> dict[Layout | None, Tensor]:
+def write(
+    kernels: list[Kernels], update: Step, layouts: Iterable[Layout | None], step: Tensor
+) -> dict[Layout | None, Tensor]:
     """Second pass: the momentum, the buffers and the parameters.
 
     Returns:
@@ -62,6 +87,7 @@ def write(kernels: list[Kernels], update: Step, layouts: Iterable[Layout | None]
     found = {layout: update.factor.new_zeros(2) for layout in layouts}
     for part in kernels:
         bucket = part.bucket
-        factor, decay = (v[bucket.index].to(bucket.device, bucket.dtype) for v in (update.factor, update.decay))
+        factor, decay = update.factor[bucket.index] * catch_up(bucket, step), update.decay[bucket.index]
+        factor, decay = (value.to(bucket.device, bucket.dtype) for value in (factor, decay))
         found[bucket.layout] += part.write(factor, decay, update.ok.to(bucket.device)).to(update.factor)
     return found

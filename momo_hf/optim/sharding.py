@@ -44,6 +44,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(value: Tensor | float) -> Tensor | float:
+    """The value itself where it is spread over processes."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def sum_over_shards(sums: Tensor, layout: Layout | None) -> Tensor:
     """Add up a small vector over the shards of a layout.
 

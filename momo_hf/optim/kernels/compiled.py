@@ -94,6 +94,9 @@ def compiled(function: Callable[..., Any], method: type[Method], count: int) -> 
     # With sizes, the compiler would also take floats for variable, and torch 2.13 may then find a graph in its cache on
     # disk that has the betas of another run in it.
     constant_floats = torch._dynamo.config.patch(specialize_float=True)
-    # Otherwise the compiler computes what is written a second time, in a loop of its own, for the sums over it.
-    once = {"realize_reads_threshold": 1} if function is write_tensors else None
-    return constant_floats(torch.compile(function, dynamic=True, isolate_recompiles=True, options=once))
+    options = None
+    if function is write_tensors:
+        # Otherwise the compiler computes what is written a second time, in a loop of its own, for the sums over it, and
+        # leaves out that a parameter rounds.
+        options = {"realize_reads_threshold": 1, "emulate_precision_casts": True}
+    return constant_floats(torch.compile(function, dynamic=True, isolate_recompiles=True, options=options))
