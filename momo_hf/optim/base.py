@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from momo_hf.optim.buckets import sort_into_buckets
-from momo_hf.optim.checks import NO_LOSS, check_group, check_loss, check_one_model, with_defaults
+from momo_hf.optim.checkpoints import take_back, with_defaults, with_starts
+from momo_hf.optim.checks import NO_LOSS, check_group, check_loss, check_one_model
 from momo_hf.optim.method import Method
 from momo_hf.optim.model import ModelState, Step, average_weight, next_step, with_drift
 from momo_hf.optim.movement import Movement
@@ -33,6 +34,10 @@ class MomoOptimizer(Method, Optimizer):
     A method names its `buffers` and says how a gradient enters them (`update_buffers`) and what D^{-1} does to a vector
     (`precondition`), see `Method`; without these it is MoMo on plain momentum. The momentum itself,
     d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, lives here, in `exp_avg`.
+
+    The model follows what the parameters do (see `movement`): rounding, and changes between steps that torch can see. It
+    cannot see `p.data.copy_()` (as in diffusers' `EMAModel.copy_to`; harmless where `restore` follows), writes through
+    NumPy or another view that has no part in the tensor's version, and `torch._foreach_` functions on DTensors.
 
     A step is a transaction (see `kernels`): it writes all, or nothing where loss or gradients were not finite.
 
@@ -296,12 +301,7 @@ class MomoOptimizer(Method, Optimizer):
         what the last step lost by rounding, so that the state is complete.
         """
         self._keep(with_drift(self._model_state(), self._movement.settle()))
-        state_dict = super().state_dict()
-        # For every parameter, so that torch.distributed.checkpoint finds room for it in a fresh optimizer.
-        zero = torch.zeros_like(self.param_groups[0]["step"])
-        for key, entry in state_dict["state"].items():
-            state_dict["state"][key] = {**entry, "start": entry.get("start", zero).clone()}
-        return state_dict
+        return with_starts(super().state_dict(), self.param_groups[0]["step"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state as in torch, and keep scalars and buffers in at least float32 where torch would cast them.
@@ -309,24 +309,13 @@ class MomoOptimizer(Method, Optimizer):
         Raises:
             ValueError: the state was not saved by this method.
         """
-        defaults = {name: self.defaults[name] for name in self._option_names()}
-        state_dict = with_defaults(type(self).__name__, state_dict, defaults, ("exp_avg", *self.buffers))
+        defaults, names = {name: self.defaults[name] for name in self._option_names()}, ("exp_avg", *self.buffers)
+        state_dict = with_defaults(type(self).__name__, state_dict, defaults, names)
         super().load_state_dict(state_dict)
         self._watch = Watch(self.param_groups[0])
         self._movement = Movement()  # how the parameters were left is not known any more
         self._widen()
-        starts: dict[float, Tensor] = {}
-        for key, p in zip(chain.from_iterable(g["params"] for g in state_dict["param_groups"]), self._params()):
-            if key not in state_dict["state"]:
-                continue
-            saved = state_dict["state"][key]
-            if p.dtype in (torch.float16, torch.bfloat16):
-                for name in ("exp_avg", *self.buffers):
-                    self.state[p][name] = saved[name].to(device=p.device, dtype=torch.float32, copy=True)
-            self.state[p].pop("start", None)
-            start = float(saved.get("start", 0.0))
-            if start:
-                self.state[p]["start"] = starts.setdefault(start, torch.full_like(self.param_groups[0]["step"], start))
+        take_back(self.state, self._params(), state_dict, names, self.param_groups[0]["step"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -1,12 +1,9 @@
-"""What can be wrong with the arguments of an optimizer, a loss or a checkpoint, and the words for it."""
+"""What can be wrong with the arguments of an optimizer or a loss, and the words for it."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, zeros_like
-
-from momo_hf.optim.model import ModelState
+from torch import Tensor
 
 
 NO_LOSS = (
@@ -74,38 +71,3 @@ def check_loss(loss: Tensor | float, param_groups: list[dict[str, Any]]) -> None
         raise ValueError(
             f"`loss` is on {loss.device}, but the parameters are on {names}: pass loss.to(device) with one of these."
         )
-
-
-def with_defaults(
-    name: str, state_dict: dict[str, Any], defaults: dict[str, Any], buffers: Iterable[str]
-) -> dict[str, Any]:
-    """A saved state in which options and scalars that did not exist when it was saved have their defaults.
-
-    Args:
-        name: the class that is to load it.
-        state_dict: as `Optimizer.state_dict()` made it.
-        defaults: the options of the class.
-        buffers: what every parameter's state must have; "start" may be there too, and nothing else.
-
-    Raises:
-        ValueError: another method saved it.
-    """
-    needed = ["step", "loss_avg", "drift", "fstar", "lr", "beta" if "beta" in defaults else "betas"]
-    missing = [key for key in needed if any(key not in group for group in state_dict["param_groups"])]
-    if missing:
-        raise ValueError(
-            f"This state was not saved by {name}: its groups lack {missing}. Start from the weights alone, or load it "
-            "into the optimizer that saved it."
-        )
-    expected = set(buffers)
-    for entry in state_dict["state"].values():
-        if set(entry) - {"start"} != expected:
-            raise ValueError(
-                f"This state was not saved by {name}: a parameter has {sorted(entry)}, expected {sorted(expected)}. "
-                "Load it into the optimizer that saved it."
-            )
-    groups = []
-    for group in state_dict["param_groups"]:
-        zeros = {key: zeros_like(group["step"]) for key in (*ModelState._fields, "effective_lr")}
-        groups.append({**defaults, **zeros, "base_lr": float(group["lr"]), **group})
-    return {**state_dict, "param_groups": groups}

@@ -21,7 +21,7 @@ from momo_hf.optim.kernels import Kernels
 from momo_hf.optim.sharding import Layout, local, sum_over_shards
 
 
-Marks = list[tuple[int, int]]
+Marks = list[tuple[int, int, int]]
 
 
 class Movement:
@@ -79,4 +79,6 @@ class Movement:
 
 def marks(params: list[Tensor]) -> Marks:
     """What changes when a tensor is written in place or put elsewhere, without a look at its values."""
-    return [(t._version, t.data_ptr()) for t in (local(p) for p in params)]
+    # Operations on a DTensor raise its own version, those on its part the version of the part.
+    parts = (local(p) for p in params)
+    return [(p._version, part._version, part.data_ptr()) for p, part in zip(params, parts)]

@@ -42,6 +42,16 @@ def test_compiled_passes_take_the_same_steps_on_shards(runs, tmp_path):
             torch.testing.assert_close(found["weights"][name], weight, rtol=1e-10, atol=1e-10)
 
 
+def test_shards_follow_rounding_late_parameters_and_changes_from_outside(tmp_path):
+    (alone,) = run_workers(WORKERS + "followed", 1, tmp_path / "alone")
+    for rank in run_workers(WORKERS + "followed", 2, tmp_path / "two"):
+        torch.testing.assert_close(rank["log"], alone["log"], rtol=1e-5, atol=1e-9)
+        assert all(torch.equal(x, y) for x, y in zip(rank["weights"], alone["weights"]))
+        assert rank["reads"] == alone["reads"] == [10]
+        assert rank["counts"] == alone["counts"] == [0.0, 4.0, 0.0]
+    assert alone["log"].unique().numel() > 20
+
+
 def test_a_non_finite_value_on_one_rank_stops_all(tmp_path):
     for rank in run_workers(WORKERS + "non_finite", 2, tmp_path):
         for where in ("grad", "loss"):

@@ -7,9 +7,11 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from momo_hf import MomoAdam
 from momo_hf.optim import chunks
+from momo_hf.optim.kernels.plain import Plain
 from tests.distributed.workers import METHODS, full
 from tests.toys import Net, Points
 
@@ -148,6 +150,44 @@ def non_finite(folder):
             moved = any(not torch.equal(before[n], after[n]) for n in before)
             results[f"{where} {step}"] = [float(moved), float(optimizer.param_groups[0]["skipped"])]
     return results
+
+
+def followed(folder):
+    """bfloat16 parameters that round, one that joins late, one changed from outside, a saved state; DTensor losses."""
+    start()
+    world = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (world,))
+
+    def spread(tensor, placement=None):
+        return distribute_tensor(tensor, mesh, [placement or Shard(0)]) if world > 1 else tensor
+
+    reads = []
+    original = Plain.overlap
+    Plain.overlap = lambda self: reads.append(step) or original(self)
+    params = [nn.Parameter(spread(torch.linspace(-1, 2, n).bfloat16())) for n in (7, 5, 1)]
+    optimizer, log = MomoAdam(params, lr=10.0), []
+    for step in range(30):
+        values = [full(p) for p in params]
+        for i, (p, x) in enumerate(zip(params, values)):
+            p.grad = spread(torch.cos(3 * x + step)) if (i, step >= 4) != (1, False) else None
+        loss = torch.stack([torch.sin(3 * x.float() + step).sum() for x in values]).sum() / 300 + 0.1
+        optimizer.step(loss=spread(loss, Replicate()))
+        log.append(float(optimizer.param_groups[0]["effective_lr"]))
+        if step == 9:
+            with torch.no_grad():
+                params[0].clamp_(-0.5, 0.5)
+        if step == 19:
+            state = optimizer.state_dict()
+            optimizer = MomoAdam(params, lr=10.0)
+            optimizer.load_state_dict(state)
+    Plain.overlap = original
+    counts = [float(optimizer.state[p].get("start", 0.0)) for p in params]
+    return {
+        "log": torch.tensor(log),
+        "weights": [full(p) for p in params],
+        "reads": sorted(set(reads)),
+        "counts": counts,
+    }
 
 
 def checkpoint(folder, resume=""):

@@ -1,5 +1,7 @@
 """Wrong arguments, losses, gradients and checkpoints, each with the words for it; stalls and clipping."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -79,6 +81,36 @@ def test_checkpoints_of_other_methods_are_refused(cls):
     for foreign in (adamw, other):
         with pytest.raises(ValueError, match=f"not saved by {cls.__name__}"):
             optimizer.load_state_dict(foreign.state_dict())
+
+
+@both
+def test_a_checkpoint_without_options_added_since_loads_with_their_defaults(cls):
+    params, backward = least_squares()
+    optimizer = cls(params, lr=0.05, weight_decay=0.01)
+    train(optimizer, backward, 5)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for group in saved["param_groups"]:
+        for name in ("compile", "slope", "slope_avg", "base_lr", "stalled", "use_fstar"):
+            del group[name]
+    for entry in saved["state"].values():
+        del entry["start"]
+    resumed = cls(params, lr=0.05)
+    resumed.load_state_dict(saved)
+    before, after = optimizer.param_groups[0], resumed.param_groups[0]
+    assert after["weight_decay"] == 0.01 and after["slope"] == "momentum" and after["slope_avg"] == 0
+    assert after["drift"] == before["drift"] and after["step"] == 5
+    train(resumed, backward, 1)
+
+
+@both
+def test_a_step_inside_a_compiled_function_is_taken_outside_of_its_graph(cls):
+    params, backward = least_squares()
+    optimizer = cls(params, lr=0.05)
+    backward()
+    torch.compile(lambda loss: optimizer.step(loss=loss))(torch.tensor(1.0))
+    assert optimizer.param_groups[0]["step"] == 1
+    with pytest.raises(RuntimeError, match="compile the model, not the step"):
+        torch.compile(lambda loss: optimizer.step(loss=loss), fullgraph=True)(torch.tensor(1.0))
 
 
 @both
