@@ -212,9 +212,8 @@ class MomoOptimizer(Method, Optimizer):
         a process has no gradient.
         """
         layouts: dict[Layout | None, bool] = {None: False}
-        for p in self._params():
-            layout = self._layout(p)
-            layouts[layout] = layouts.get(layout, False) or p.dtype.itemsize < 4
+        for layout, dtype in dict.fromkeys((self._layout(p), p.dtype) for p in self._params()):
+            layouts[layout] = layouts.get(layout, False) or dtype.itemsize < 4
         return layouts
 
     def _per_group(self, option: str, like: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from momo_hf.optim.kernels import Kernels
-from momo_hf.optim.sharding import Layout, local, sum_over_shards
+from momo_hf.optim.sharding import Layout, sum_over_shards
 
 
-Marks = list[tuple[int, int, int]]
+Marks = list[tuple[int, ...]]
 
 
 class Movement:
@@ -80,5 +81,9 @@ class Movement:
 def marks(params: list[Tensor]) -> Marks:
     """What changes when a tensor is written in place or put elsewhere, without a look at its values."""
     # Operations on a DTensor raise its own version, those on its part the version of the part.
-    parts = (local(p) for p in params)
-    return [(p._version, part._version, part.data_ptr()) for p, part in zip(params, parts)]
+    return [
+        (p._version, p._local_tensor._version, p._local_tensor.data_ptr())
+        if isinstance(p, DTensor)
+        else (p._version, p.data_ptr())
+        for p in params
+    ]
