@@ -248,9 +248,10 @@ class MomoOptimizer(Method, Optimizer):
             self.param_groups.pop()
             raise
         if group is head:
-            zeros = ModelState(*(torch.zeros((), device=self._home()) for _ in ModelState._fields))
-            self._keep(zeros._replace(fstar=torch.full_like(zeros.fstar, group["lb"])))
+            self._keep(ModelState(*(torch.zeros((), device=self._home()) for _ in ModelState._fields)))
         self._widen()
+        if group is head:
+            group["fstar"] = torch.full_like(group["fstar"], group["lb"])
         group.setdefault("effective_lr", torch.zeros_like(head["step"]))
         group.setdefault("base_lr", float(group["lr"]))
 
