@@ -86,6 +86,8 @@ def _backward(original: Callable) -> Callable:
         if self.distributed_type == DistributedType.DEEPSPEED:
             return _backward_with_zero(original, self, windows, loss, kwargs)
         share = _one_number(loss) / self.gradient_accumulation_steps
+        if kwargs.get("gradient") is not None:
+            share = share * _one_number(kwargs["gradient"])
         for window in windows:
             window.settle()
         # Before the backward pass, so that it costs no waiting; whom it feeds is known only afterwards.
@@ -97,17 +99,19 @@ def _backward(original: Callable) -> Callable:
             for window in windows:
                 window.remember()
             raise
-        fed = [i for i, window in enumerate(windows) if before[i].written(window.gradients.held())]
+        after = [window.gradients.held() for window in windows]
+        fed = [i for i, gradients in enumerate(after) if before[i].written(gradients)]
         if len(fed) > 1:
             raise ValueError(
                 f"One backward pass put gradients into the parameters of {len(fed)} MoMo optimizers, and a loss can only "
                 "belong to one. Put the parameters into one optimizer as parameter groups, or freeze the other model "
-                "during this pass: model.requires_grad_(False)."
+                "during this pass: model.requires_grad_(False). An optimizer that you do not use any more goes with "
+                "accelerator.free_memory()."
             )
         for i in fed:
             windows[i].add(share, averages[i])
-        for window in windows:
-            window.remember()
+        for window, gradients in zip(windows, after):
+            window.remember(gradients)
         return result
 
     return backward
@@ -198,9 +202,13 @@ def _prepare_model(original: Callable) -> Callable:
 
 
 def _step(original: Callable) -> Callable:
-    def step(self: AcceleratedOptimizer, closure: Callable | None = None) -> Any:
+    def step(self: AcceleratedOptimizer, closure: Callable | None = None, **given: Any) -> Any:
         optimizer = unwrap_optimizer(self)
-        window = None if optimizer is None else optimizer.loss_source
+        if optimizer is not None and "loss" in given:
+            optimizer.set_loss(given.pop("loss"))
+        if optimizer is None or given:
+            return original(self, closure, **given)
+        window = optimizer.loss_source
         if not isinstance(window, LossWindow) or not self.gradient_state.sync_gradients:
             return original(self, closure)
         if self.scaler is not None:

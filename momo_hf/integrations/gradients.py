@@ -8,15 +8,15 @@ from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.weak import TensorWeakRef
 
 from momo_hf.optim import MomoOptimizer
-from momo_hf.optim.sharding import local
 
 
 class Gradients:
@@ -66,7 +66,9 @@ class Gradients:
                 )
         if self._ddp:
             model = self._ddp[-1]  # the newest, where a module was wrapped again
-            groups = (model.process_group,) if model.require_backward_grad_sync else ()
+            # accelerate's trigger_sync_in_backward sets the second one between forward and backward pass.
+            averages = getattr(model, AVERAGES, model.require_backward_grad_sync) or model.require_forward_param_sync
+            groups = (model.process_group,) if averages else ()
         elif self._fsdp:
             first = self._fsdp[0]
             groups = mesh_groups(first.mesh_info) if first.reduce_grads and first.all_reduce_grads else ()
@@ -82,11 +84,11 @@ class Snapshot:
     """Which gradient tensors there were, and how often each had been written to; it keeps none of them alive."""
 
     def __init__(self, gradients: list[Tensor]) -> None:
-        self._seen = [(TensorWeakRef(grad), local(grad)._version) for grad in gradients]
+        self._seen = [(ref(grad), writes(grad)) for grad in gradients]
 
     def versions(self) -> dict[int, int]:
         """The count of writes by `id`, for the tensors that are still there."""
-        return {id(grad): version for ref, version in self._seen if (grad := ref()) is not None}
+        return {id(grad): count for seen, count in self._seen if (grad := seen()) is not None}
 
     def kept(self, now: list[Tensor]) -> list[Tensor]:
         """Those of the gradients of now that were there then."""
@@ -96,9 +98,15 @@ class Snapshot:
     def written(self, now: list[Tensor]) -> bool:
         """Whether one of the gradients of now is new or was written to since."""
         versions = self.versions()
-        return any(versions.get(id(grad)) != local(grad)._version for grad in now)
+        return any(versions.get(id(grad)) != writes(grad) for grad in now)
 
 
+def writes(grad: Tensor) -> int:
+    """How often a gradient was written to; an operation on a DTensor counts with it, FSDP2's own with its local part."""
+    return grad._version + grad._local_tensor._version if isinstance(grad, DTensor) else grad._version
+
+
+AVERAGES = "_momo_hf_averages"
 # accelerate itself keeps the module that it wraps in DistributedDataParallel, and not the wrapper.
 _PREPARED: WeakKeyDictionary[Accelerator, list[ref[nn.Module]]] = WeakKeyDictionary()
 
@@ -106,6 +114,15 @@ _PREPARED: WeakKeyDictionary[Accelerator, list[ref[nn.Module]]] = WeakKeyDiction
 def note_model(accelerator: Accelerator, model: nn.Module) -> None:
     """Remember a model as the Accelerator prepared it."""
     _PREPARED.setdefault(accelerator, []).append(ref(model))
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel) and not hasattr(module, AVERAGES):
+            module.register_forward_pre_hook(_note_averaging)
+
+
+def _note_averaging(model: DistributedDataParallel, args: Any) -> None:
+    # DDP decides in the forward pass whether the backward pass averages.
+    if torch.is_grad_enabled():
+        setattr(model, AVERAGES, model.require_backward_grad_sync)
 
 
 def models_of(accelerator: Accelerator) -> list[nn.Module]:

@@ -68,8 +68,12 @@ class LossWindow:
 
     # ---- One lifetime with the gradients ----
 
-    def settle(self) -> None:
-        """Drop what was dropped since the last look: all gradients are gone, or someone has set them to zero."""
+    def settle(self, told: bool = False) -> None:
+        """Drop what was dropped since the last look: all gradients are gone, or someone has set them to zero.
+
+        Args:
+            told: whether the user has said what else may have been done to the gradients.
+        """
         if self._snapshot is None:
             return
         held = self.gradients.held()
@@ -77,15 +81,22 @@ class LossWindow:
         if not kept:
             self.clear()
         elif self._used or self._snapshot.written(kept):
+            if not self._used and not told:
+                self.warn_once(
+                    "written",
+                    "Gradients were written to after Accelerator.backward. MoMo takes zeroed ones for dropped, and their "
+                    "loss with them. If you scaled them, say so by set_clip_factor(); if you added the gradient of another "
+                    "loss, give the sum by set_loss().",
+                )
             left = self._any_left(kept)
             self._each(lambda loss: torch.where(left.to(loss.device), loss, 0.0))
             self._clips = {kind: torch.where(left.to(clip.device), clip, 1.0) for kind, clip in self._clips.items()}
             self._snapshot, self._used = Snapshot(held), False
 
-    def remember(self) -> None:
+    def remember(self, now: list[Tensor] | None = None) -> None:
         """Take the gradients as they are now for the ones that the loss belongs to."""
         if self.zero is None and not self.empty:
-            self._snapshot = Snapshot(self.gradients.held())
+            self._snapshot = Snapshot(self.gradients.held() if now is None else now)
 
     def trust(self) -> None:
         """Do not look at the gradients again until `remember`: a loss scaler is about to write to them."""
@@ -128,16 +139,17 @@ class LossWindow:
             share: the loss of this process, 0-dim.
             averaged: from `average`; None if this backward pass left the gradients with the process.
         """
+        local = self.sum_with(share) if averaged is None else None
         self._fold(self._clip_factor())
-        if averaged is None:
-            self.sums = self.sums._replace(local=self.sum_with(share))
-        else:
-            self.sums = Sums(None, (*self.sums.averaged, averaged))
+        self.sums = Sums(local, self.sums.averaged if averaged is None else (*self.sums.averaged, averaged))
         self._fresh, self._used = True, False
 
     def sum_with(self, share: Tensor) -> Tensor:
-        """What a backward pass averages: its loss, and what was not averaged before."""
-        return share if self.sums.local is None else self.sums.local + share
+        """What a backward pass averages: its loss, and what was not averaged before, scaled as its gradient was."""
+        if self.sums.local is None:
+            return share
+        clip_factor = self._clip_factor()
+        return share + (self.sums.local if clip_factor is None else clip_factor.to(share) * self.sums.local)
 
     def clip(self, parameters: list[Tensor], norm: Tensor, max_norm: float) -> None:
         """Note that gradients were clipped, if some of them are this optimizer's.
@@ -196,7 +208,7 @@ class LossWindow:
         Returns:
             The two, averaged over the processes over which the gradients were; None where there is none.
         """
-        self.settle()
+        self.settle(told=loss is not None or clip_factor is not None)
         if clip_factor is None:
             clip_factor = self._clip_factor() if self.zero is None else deepspeed.clip_factor(self.zero)
         like = self.optimizer.param_groups[0]["step"]

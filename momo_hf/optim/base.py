@@ -72,7 +72,8 @@ class MomoOptimizer(Method, Optimizer):
         stand-in for the loss. On an optimizer that accelerate prepared it is this process's loss, and averaged over
         the processes as the gradients are. Without accelerate nobody knows of the other processes: under
         DistributedDataParallel or FSDP2 average it first, `dist.all_reduce(loss, op=dist.ReduceOp.AVG)` (gloo: sum and
-        divide), or the replicas take steps of different lengths and drift apart.
+        divide), or the replicas take steps of different lengths and drift apart. Every process gives one. It stays until
+        a step uses it or `drop_loss` is called, also when gradients are zeroed.
 
         Args:
             loss: one element, of any shape and float dtype, on a device of the parameters; or a Python number.
@@ -143,8 +144,8 @@ class MomoOptimizer(Method, Optimizer):
             loss: the loss of this step, see `set_loss`; instead of `closure`.
 
         Returns:
-            The loss, as `closure` returned it or as it was given. Without any gradient, and with nothing learnt from
-            earlier ones, there is nothing to do, as with torch's optimizers.
+            The loss, as `closure` returned it or as it was given. Without any gradient, and without a loss or with
+            nothing learnt from earlier ones, there is nothing to do, as with torch's optimizers.
 
         Raises:
             ValueError: both `closure` and `loss` are given, or the loss is unusable (see `set_loss`).
@@ -156,7 +157,7 @@ class MomoOptimizer(Method, Optimizer):
             with torch.enable_grad():
                 loss = closure()
         given, clip_factor = self._take_loss(closure, loss)
-        if not self.state and not self._has_gradients():
+        if not self._has_gradients() and (given is None or not self.state):
             return loss
         if given is None:
             if self._is_state_probe():
@@ -319,7 +320,8 @@ class MomoOptimizer(Method, Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._loss = self._clip_factor = self.loss_source = None
-        self._watch = Watch(self.param_groups[0])
-        self._movement = Movement()
+        # Loading a state ends here too, and takes neither the loss of gradients that stay nor the wiring away.
+        for name in ("_loss", "_clip_factor", "loss_source"):
+            self.__dict__.setdefault(name, None)
+        self._watch, self._movement = Watch(self.param_groups[0]), Movement()
         self.__dict__.setdefault("shard_group", None)

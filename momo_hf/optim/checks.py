@@ -9,9 +9,9 @@ from torch import Tensor
 NO_LOSS = (
     "{name}.step() needs the loss of this step, and got none. Give it in one of three ways: step(loss=loss) after "
     "loss.backward(); step(closure) with a closure that returns the loss; or set_loss(loss) before step(). With "
-    "accelerate and transformers, `import momo_hf` does it: call accelerator.backward(loss), and prepare this optimizer; "
-    "the loss goes when its gradients are zeroed or replaced by other tensors. Without accelerate, several processes have "
-    "to average it first."
+    "accelerate and transformers, `import momo_hf` does it: call backward(loss) of the Accelerator that prepared this "
+    "optimizer, once at least for every step; the loss goes when its gradients are zeroed or replaced by other tensors. "
+    "Without accelerate, several processes have to average it first."
 )
 # Options that describe the one model of all groups and cannot differ between them.
 SHARED_OPTIONS = ("beta", "betas", "lb", "use_fstar", "bias_correction", "divide", "slope")

@@ -188,6 +188,7 @@ def next_step(
     )
     # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
     ok = stack([*new, tau, cap, decay.sum(), loss, fed, dual_norm_sq.sum(), overlap.sum(), slope]).isfinite().all()
+    ok = ok & (lr.min() >= 0)
     if clip_factor is not None:
         ok = ok & (clip_factor >= 0)
     kept = ModelState(*(where(ok, n, o).to(o.dtype) for n, o in zip(new, state)))

@@ -7,6 +7,7 @@ from tests.distributed.launch import run_workers
 
 
 WORKERS = "tests.distributed.workers_processes:"
+MESHES = "tests.distributed.workers_meshes:"
 KINDS = pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 
 
@@ -33,6 +34,33 @@ def test_closures_take_the_steps_of_one_process(alone, two, clip, parts):
     assert torch.equal(two[0][case]["weights"], two[1][case]["weights"])
 
 
+def test_a_closure_with_a_backward_of_its_own_is_averaged_too(alone, two):
+    assert_same_steps(two[0]["bare closure"], alone["bare closure"])
+    assert torch.equal(two[0]["bare closure"]["weights"], two[1]["bare closure"]["weights"])
+
+
+@KINDS
+def test_a_batch_that_is_thrown_away_in_place_takes_its_loss_with_it(alone, two, kind):
+    for rank in two:
+        assert rank[f"thrown away {kind}"] == pytest.approx(alone["thrown away ddp"], rel=1e-6)
+
+
+@KINDS
+def test_micro_batches_that_are_clipped_one_by_one(alone, two, kind):
+    for run in (*two, alone):
+        case = run.get(f"clipped micro-batches {kind}", alone["clipped micro-batches ddp"])
+        assert case["found"] == pytest.approx(case["right"], rel=1e-12)
+
+
+@pytest.mark.parametrize("where, averaged", [("forward", False), ("backward", True)])
+def test_the_forward_pass_decides_whether_gradients_are_averaged(two, where, averaged):
+    first, second = (rank["divided"][where] for rank in two)
+    assert torch.allclose(first["gradient"], second["gradient"]) == averaged
+    for rank in (first, second):
+        right = (first["loss"] + second["loss"]) / 2 if averaged else rank["loss"]
+        assert rank["found"] == pytest.approx(right)
+
+
 @KINDS
 def test_losses_by_hand_are_averaged_as_gradients_are(alone, two, kind):
     for rank in two:
@@ -42,7 +70,7 @@ def test_losses_by_hand_are_averaged_as_gradients_are(alone, two, kind):
 
 def test_two_models_take_in_their_own_losses(two):
     for rank in two:
-        assert rank["models"]["found"] == pytest.approx(rank["models"]["right"], rel=1e-12)
+        assert rank["two_models"]["found"] == pytest.approx(rank["two_models"]["right"], rel=1e-12)
 
 
 @KINDS
@@ -60,7 +88,7 @@ def test_the_loss_of_a_window_goes_where_its_gradients_go(alone, two, kind, way)
 
 
 def test_gradients_that_stay_local_have_local_losses(two):
-    logs = [rank["local sgd"] for rank in two]
+    logs = [rank["local_sgd"] for rank in two]
     for log in logs:
         taken_in, expected = 0.0, []
         for loss in log[:, 0].tolist():
@@ -71,7 +99,7 @@ def test_gradients_that_stay_local_have_local_losses(two):
 
 
 def test_no_sync_and_sync_by_turns(two):
-    first, second = (rank["no sync"] for rank in two)
+    first, second = (rank["no_sync"] for rank in two)
     for mine in (first, second):
         assert mine[0, 1] == pytest.approx(0.1 * float(mine[0, 0]))
         mean = float(first[1, 0] + second[1, 0]) / 2
@@ -96,8 +124,8 @@ def test_an_accelerator_of_one_process_asks_no_other(alone, tmp_path):
 
 @pytest.fixture(scope="module")
 def meshes(tmp_path_factory):
-    (expected,) = run_workers(WORKERS + "without_mesh", 1, tmp_path_factory.mktemp("flat"))
-    return expected, run_workers(WORKERS + "meshes", 4, tmp_path_factory.mktemp("mesh"))
+    (expected,) = run_workers(MESHES + "without_mesh", 1, tmp_path_factory.mktemp("flat"))
+    return expected, run_workers(MESHES + "meshes", 4, tmp_path_factory.mktemp("mesh"))
 
 
 @pytest.mark.parametrize("mesh", ["tp", "dp x tp", "cp", "dp x cp", "dp x dp"])

@@ -5,17 +5,12 @@ import os
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from accelerate.local_sgd import LocalSGD
-from accelerate.parallelism_config import ParallelismConfig
-from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.algorithms.join import Join
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from transformers.integrations import tensor_parallel
 
 from momo_hf import MomoAdam
-from tests.distributed.workers import accelerator_for, full, pretend, rows_of
+from tests.distributed.workers import accelerator_for, full, rows_of
 from tests.toys import Net, Points
 
 
@@ -24,19 +19,17 @@ def suite(folder):
     several = int(os.environ["WORLD_SIZE"]) > 1
     kinds = ("ddp", "fsdp2") if several else ("ddp",)
     results = {f"closure {clip} {parts}": closures(clip, parts) for clip in (0.0, 0.1) for parts in (1, 2)}
+    results["bare closure"] = closures(0.0, 1, bare=True)
     for kind in kinds:
         results[f"by hand {kind}"] = by_hand(kind)
+        results[f"thrown away {kind}"] = thrown_away(kind)
+        results[f"clipped micro-batches {kind}"] = clipped_micro_batches(kind)
         results[f"dropped {kind}"] = dropped(kind)
     if not several:
         results["one of one"] = two_steps()
     else:
-        results |= {
-            "models": two_models(),
-            "local sgd": local_sgd(),
-            "no sync": no_sync(),
-            "events": events(),
-            "join": join(),
-        }
+        for case in (two_models, local_sgd, no_sync, divided, events, join):
+            results[case.__name__] = case()
     return results
 
 
@@ -64,7 +57,7 @@ def weights(model):
     return torch.cat([full(p).flatten() for p in model.parameters()])
 
 
-def closures(clip, accumulation):
+def closures(clip, accumulation, bare=False):
     """Three steps by a closure that accumulates, clips and zeroes; step sizes and weights."""
     accelerator, model, optimizer = prepared()
     loss_of, log = losses_of(accelerator, model), []
@@ -77,7 +70,7 @@ def closures(clip, accumulation):
                 last = micro == accumulation - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(model):
                     loss = loss_of(step, accumulation, micro) / accumulation
-                    accelerator.backward(loss)
+                    loss.backward() if bare else accelerator.backward(loss)
                 total += loss.detach()
             if clip:
                 accelerator.clip_grad_norm_(model.parameters(), clip)
@@ -104,6 +97,37 @@ def by_hand(kind):
         optimizer.zero_grad()
         log.append(scalars(optimizer))
     return {"log": torch.tensor(log), "weights": weights(model)}
+
+
+def thrown_away(kind):
+    """A batch whose gradients are averaged, found unfit, and zeroed in place; then one that is used."""
+    accelerator, model, optimizer = prepared(kind)
+    loss_of = losses_of(accelerator, model)
+    accelerator.backward(loss_of(0) * float("nan"))
+    model.zero_grad(set_to_none=False)
+    accelerator.backward(loss_of(1))
+    optimizer.step()
+    return scalars(optimizer)
+
+
+def clipped_micro_batches(kind):
+    """The loss of two micro-batches that are clipped one by one, from what the clips return."""
+    accelerator, model, optimizer = prepared(kind, gradient_accumulation_steps=2)
+    loss_of, right = losses_of(accelerator, model), 0.0
+    for micro in range(2):
+        with accelerator.accumulate(model):
+            loss = loss_of(0, 2, micro)
+            accelerator.backward(loss)
+            right = right + loss.detach() / 2
+            if accelerator.sync_gradients:
+                dist.all_reduce(right) if dist.is_initialized() else None
+                right = right / accelerator.num_processes
+            if any(p.grad is not None for p in model.parameters()):  # FSDP2 has none before the last micro-batch
+                norm = accelerator.clip_grad_norm_(model.parameters(), 0.1)
+                right = right * (0.1 / (full(norm) + 1e-6)).clamp(max=1)
+            optimizer.step()
+            optimizer.zero_grad()
+    return {"found": float(optimizer.param_groups[0]["loss_avg"]) / 0.1, "right": float(right)}
 
 
 def two_models():
@@ -154,13 +178,13 @@ def dropped(kind):
             accelerator.backward(loss_of(0))
         drop(model, optimizer)
         accelerator.backward(loss_of(1))
-        total = weights_of_gradients(model)
+        gradient = gradients(model)
         optimizer.step()
-        results[name] = {"scalars": scalars(optimizer), "gradient": total}
+        results[name] = {"scalars": scalars(optimizer), "gradient": gradient}
     return results
 
 
-def weights_of_gradients(model):
+def gradients(model):
     return torch.cat([full(p.grad).flatten() for p in model.parameters()])
 
 
@@ -184,13 +208,32 @@ def no_sync():
     accelerator, model, optimizer = prepared(lr=1e-6)
     loss_of, log = losses_of(accelerator, model), []
     for step in range(2):
-        loss = loss_of(step)
         with accelerator.no_sync(model) if step == 0 else contextlib.nullcontext():
+            loss = loss_of(step)
             accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         log.append([float(loss.detach()), float(optimizer.param_groups[0]["loss_avg"])])
     return torch.tensor(log)
+
+
+def divided():
+    """Only the forward pass, or only the backward pass, under `no_sync`: DDP decides in the forward pass."""
+    results = {}
+    for where in ("forward", "backward"):
+        accelerator, model, optimizer = prepared(lr=1e-6)
+        with accelerator.no_sync(model) if where == "forward" else contextlib.nullcontext():
+            loss = losses_of(accelerator, model)(0)
+        with accelerator.no_sync(model) if where == "backward" else contextlib.nullcontext():
+            accelerator.backward(loss)
+        gradient = gradients(model)
+        optimizer.step()
+        results[where] = {
+            "loss": float(loss.detach()),
+            "found": float(optimizer.param_groups[0]["loss_avg"]) / 0.1,
+            "gradient": gradient,
+        }
+    return results
 
 
 def join():
@@ -251,56 +294,3 @@ def events():
     second.step()
     dist.all_reduce = original
     return found
-
-
-def meshes(folder):
-    """Step sizes and weights under accelerate's ParallelismConfig on four processes."""
-    sizes = {
-        "tp": {"tp_size": 4},
-        "dp x tp": {"dp_shard_size": 2, "tp_size": 2},
-        "cp": {"cp_size": 4},
-        "dp x cp": {"dp_shard_size": 2, "cp_size": 2},
-        "dp x dp": {"dp_replicate_size": 2, "dp_shard_size": 2},
-    }
-    return {name: on_mesh(**size) for name, size in sizes.items()}
-
-
-def on_mesh(**sizes):
-    """Five steps of a net whose batch is shared by tensor-parallel processes and split among all others."""
-    pretend("fsdp2")
-    config = ParallelismConfig(**sizes)
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="size_based_wrap", min_num_params=1, cpu_ram_efficient_loading=False
-    )
-    sharded = config.dp_shard_enabled or config.cp_enabled
-    accelerator = Accelerator(parallelism_config=config, fsdp_plugin=plugin if sharded else None)
-    model, mesh = Net(width=8, dtype=torch.float64), accelerator.torch_device_mesh
-    if config.tp_enabled:
-        # accelerate 1.15 imports this name, which transformers 5.24 has no longer, and uses it for other parameters only.
-        tensor_parallel.ReplicateParallel = None
-        parallelize_module(model, mesh["tp"], {"first": ColwiseParallel(), "second": RowwiseParallel()})
-        model.tp_size = config.tp_size
-    model, optimizer = accelerator.prepare(model, MomoAdam(model.parameters(), lr=1.0, weight_decay=0.01))
-    rank, world = 0, 1
-    for name in (name for name in mesh.mesh_dim_names if name != "tp"):
-        rank, world = rank * mesh[name].size() + mesh.get_local_rank(name), world * mesh[name].size()
-    return five_steps(accelerator, model, optimizer, rank, world)
-
-
-def without_mesh(folder):
-    """The same on one process."""
-    accelerator, model = accelerator_for("ddp"), Net(width=8, dtype=torch.float64)
-    made = accelerator.prepare(model, MomoAdam(model.parameters(), lr=1.0, weight_decay=0.01))
-    return five_steps(accelerator, *made, rank=0, world=1)
-
-
-def five_steps(accelerator, model, optimizer, rank, world):
-    data, log = Points(dtype=torch.float64), []
-    for step in range(5):
-        rows = rows_of(step, rank, world, 1, 0)
-        accelerator.backward(model(data.inputs[rows], data.labels[rows])["loss"])
-        accelerator.clip_grad_norm_(model.parameters(), 0.5)
-        optimizer.step()
-        optimizer.zero_grad()
-        log.append(scalars(optimizer))
-    return {"log": torch.tensor(log), "weights": weights(model)}

@@ -96,6 +96,16 @@ def test_a_clip_factor_by_hand_works_on_a_prepared_optimizer():
     )
 
 
+def test_a_prepared_optimizer_takes_the_loss_with_the_step():
+    accelerator, model, optimizer, loss_of = problem()
+    loss = loss_of(model)
+    accelerator.backward(loss + 100.0)
+    optimizer.step(loss=loss)
+    assert float(optimizer.param_groups[0]["effective_lr"]) == pytest.approx(plain_steps(loss_of, steps=1)[0])
+    with pytest.raises(TypeError, match="losses"):
+        optimizer.step(losses=loss)
+
+
 def test_other_prepared_optimizers_have_no_set_loss():
     accelerator, model = Accelerator(cpu=True), Net()
     optimizer = accelerator.prepare(torch.optim.AdamW(model.parameters()))

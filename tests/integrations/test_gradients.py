@@ -217,6 +217,39 @@ def test_an_exception_in_backward_leaves_loss_and_gradients_as_they_were(error, 
     assert taken_in(optimizer) == pytest.approx(right, rel=1e-12)
 
 
+def test_a_state_that_is_loaded_between_micro_batches_leaves_the_loss(tmp_path):
+    accelerator, model, optimizer, loss_of = problem()
+    accelerator.save_state(tmp_path)
+    first, second = loss_of(model, slice(0, 10)), loss_of(model, slice(10, 24))
+    accelerator.backward(first)
+    accelerator.load_state(tmp_path)
+    accelerator.backward(loss_of(model, slice(10, 24)))
+    optimizer.step()
+    assert taken_in(optimizer) == pytest.approx(float(first.detach() + second.detach()), rel=1e-12)
+
+
+def test_a_backward_pass_from_a_given_gradient_counts_as_it_is_scaled():
+    accelerator, model, optimizer, loss_of = problem()
+    loss = loss_of(model)
+    accelerator.backward(loss, gradient=torch.tensor(0.25, dtype=torch.float64))
+    optimizer.step()
+    assert taken_in(optimizer) == pytest.approx(0.25 * float(loss.detach()), rel=1e-12)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_gradients_that_were_scaled_by_hand_are_said_unless_told(told, caplog):
+    accelerator, model, optimizer, loss_of = problem()
+    for _ in range(2):
+        accelerator.backward(loss_of(model))
+        for p in model.parameters():
+            p.grad.div_(4)
+        if told:
+            optimizer.set_clip_factor(0.25)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sum("set_clip_factor" in r.message for r in caplog.records) == (not told)
+
+
 def test_replaced_gradients_have_no_loss():
     accelerator, model, optimizer, loss_of = problem()
     accelerator.backward(loss_of(model))
@@ -232,6 +265,9 @@ def test_a_step_without_gradients_does_nothing_as_in_torch():
     assert optimizer.param_groups[0]["step"] == 0
     accelerator.backward(loss_of(model))
     optimizer.step()
+    optimizer.zero_grad()
+    optimizer.step()
+    assert optimizer.param_groups[0]["step"] == 1
     assert float(optimizer.param_groups[0]["effective_lr"]) == pytest.approx(plain_steps(loss_of, steps=1)[0])
 
 

@@ -30,7 +30,7 @@ def test_an_optimizer_replaced_after_prepare_says_how_to_wire_it():
     model, _ = accelerator.prepare(model, MomoAdam(model.parameters()))
     replacement = MomoAdam(model.parameters())
     accelerator.backward(model(data.inputs, data.labels)["loss"])
-    with pytest.raises(RuntimeError, match="needs the loss.*prepare this optimizer"):
+    with pytest.raises(RuntimeError, match="needs the loss.*prepared this optimizer"):
         replacement.step()
 
 
