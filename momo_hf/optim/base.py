@@ -149,9 +149,15 @@ class MomoOptimizer(Method, Optimizer):
 
         Raises:
             ValueError: both `closure` and `loss` are given, or the loss is unusable (see `set_loss`).
+            TypeError: the loss was given by position, where torch's optimizers take the closure.
             RuntimeError: no loss was given since the last step; a gradient is sparse or complex.
         """
         if closure is not None:
+            if not callable(closure):
+                raise TypeError(
+                    f"step() takes a closure by position, got {type(closure).__name__}. Give the loss by name: "
+                    "step(loss=loss)."
+                )
             if loss is not None:
                 raise ValueError("step() takes `closure` or `loss`, got both: the closure already returns the loss.")
             with torch.enable_grad():

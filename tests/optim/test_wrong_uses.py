@@ -59,6 +59,12 @@ def test_wrong_losses_are_named(cls):
         optimizer.step(lambda: loss, loss=loss)
 
 
+@pytest.mark.parametrize("loss", [torch.tensor(1.0), 1.0])
+def test_a_loss_by_position_is_told_its_name(loss):
+    with pytest.raises(TypeError, match=rf"got {type(loss).__name__}.*step\(loss=loss\)"):
+        Momo(parameter()).step(loss)
+
+
 @both
 @pytest.mark.parametrize("kind", ["sparse", "complex"])
 def test_sparse_and_complex_gradients_are_refused(cls, kind):
