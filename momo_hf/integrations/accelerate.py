@@ -5,7 +5,6 @@ written by hand, with DeepSpeed even the place where the step itself is taken. S
 An Accelerator without a MoMo optimizer behaves as before.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from momo_hf.integrations import deepspeed
 from momo_hf.integrations.gradients import Snapshot, note_model
 from momo_hf.integrations.window import LossWindow, average
+from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import MomoOptimizer
 
 
@@ -241,20 +241,6 @@ def install() -> None:
         (Accelerator, "prepare_optimizer", _prepare_optimizer),
         (AcceleratedOptimizer, "step", _step),
     ):
-        original = getattr(owner, name)
-        if f"{__name__}.{name}" in _wrappers(original):
-            continue
-        wrapper = functools.wraps(original)(wrap(original))
-        wrapper.wrapper = f"{__name__}.{name}"
-        setattr(owner, name, wrapper)
+        wrap_once(owner, name, wrap)
     AcceleratedOptimizer.__getattr__ = _by_hand
     deepspeed.install()
-
-
-def _wrappers(function: Any) -> list[str]:
-    """The names of the wrappers around a function, the outermost first."""
-    names = []
-    while function is not None:
-        names.append(getattr(function, "wrapper", ""))
-        function = getattr(function, "__wrapped__", None)
-    return names
