@@ -53,15 +53,16 @@ def momo_metrics(optimizer: Any) -> dict[str, float]:
         optimizer: a MoMo optimizer, prepared by accelerate or not.
 
     Returns:
-        `momo/effective_lr` (τρ, comparable with the lr of Adam or SGD; of the group with the largest `lr`), `momo/polyak_lr` (the same without the cap),
-        `momo/lb` (the lower bound in use), `momo/loss_avg` (f̄/ρ), `momo/skipped` (steps dropped so far because
-        something was not finite); an empty dict for another optimizer.
+        `momo/effective_lr` (τρ, comparable with the lr of Adam or SGD; of the group with the largest `lr`),
+        `momo/polyak_lr` (the same without the cap), `momo/lb` (the lower bound in use), `momo/loss_avg` (the losses as
+        they were, averaged with β and corrected for the start), `momo/skipped` (steps dropped so far because something
+        was not finite); an empty dict for another optimizer.
     """
     optimizer = unwrap_optimizer(optimizer)
     if optimizer is None:
         return {}
     group = optimizer.param_groups[0]
-    names = ("polyak_lr", "fstar", "loss_avg", "step", "skipped")
+    names = ("polyak_lr", "fstar", "raw_loss_avg", "step", "skipped")
     effective_lr = torch.stack([g["effective_lr"] for g in optimizer.param_groups]).max()
     values = torch.stack([effective_lr, *(group[name] for name in names)]).tolist()
     effective_lr, polyak_lr, fstar, loss_avg, step, skipped = values

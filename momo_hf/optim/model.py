@@ -36,6 +36,7 @@ class ModelState(NamedTuple):
         skipped: number of steps dropped because the loss, its clip factor or a gradient was not finite.
         stalled: number of steps whose model lay at or below f*, so that the step was 0.
         slope_avg: q, the averaged slope of the samples; stays 0 with the paper's slope.
+        raw_loss_avg: the losses averaged like f̄, but as they were given: not scaled with clipped gradients. For the logs.
     """
 
     step: Tensor
@@ -47,6 +48,7 @@ class ModelState(NamedTuple):
     skipped: Tensor
     stalled: Tensor
     slope_avg: Tensor
+    raw_loss_avg: Tensor
 
 
 class Step(NamedTuple):
@@ -185,6 +187,7 @@ def next_step(
         skipped=state.skipped,
         stalled=state.stalled + (moves & (gap == 0)),
         slope_avg=slope_avg,
+        raw_loss_avg=state.raw_loss_avg.lerp(loss, weight),
     )
     # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
     ok = stack([*new, tau, cap, decay.sum(), loss, fed, dual_norm_sq.sum(), overlap.sum(), slope]).isfinite().all()

@@ -178,6 +178,21 @@ def test_the_mixin_goes_with_any_trainer(tmp_path):
 # ---- What the user sees ----
 
 
+@pytest.mark.parametrize("optim", METHODS)
+@pytest.mark.parametrize("clip", [0.0, 1e-2])
+def test_the_averaged_loss_is_that_of_the_losses_and_not_scaled_by_clips(optim, clip, tmp_path):
+    trainer = OurTrainer(
+        Net(), arguments(tmp_path, optim=optim, max_grad_norm=clip, learning_rate=1e-3), train_dataset=Points()
+    )
+    trainer.train()
+    logs = trainer.state.log_history[:6]
+    losses, found = [entry["loss"] for entry in logs], [entry["momo/loss_avg"] for entry in logs]
+    weights = [[0.1 * 0.9 ** (k - j) for j in range(k + 1)] for k in range(6)]
+    if optim == "momo":  # starts at the first loss and is not corrected
+        weights = [[0.9**k, *row[1:]] for k, row in enumerate(weights)]
+    assert found == pytest.approx([sum(w * f for w, f in zip(row, losses)) / sum(row) for row in weights], rel=1e-5)
+
+
 def test_numbers_appear_at_the_logging_steps_and_only_there(tmp_path):
     seen = []
 
