@@ -5,12 +5,13 @@ and hands the loss of every `Accelerator.backward` to the MoMo optimizer that th
 """
 
 from momo_hf.integrations.accelerate import install, momo_metrics
+from momo_hf.integrations.callback import MomoCallback
+from momo_hf.integrations.smoothing import label_smoothing_bound
 from momo_hf.integrations.transformers import (
-    MomoCallback,
     MomoSeq2SeqTrainer,
     MomoTrainer,
     MomoTrainerMixin,
-    label_smoothing_bound,
+    equip_trainers,
     momo_kwargs,
     register,
 )
@@ -19,6 +20,7 @@ from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
 
 install()
 register()
+equip_trainers()
 
 __all__ = [
     "Momo",

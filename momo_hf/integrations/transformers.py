@@ -2,18 +2,18 @@
 
 import inspect
 import logging
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS, OptimizerContext
-from transformers.trainer_pt_utils import LabelSmoother
 from transformers.training_args import OptimizerNames
 
-from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
+from momo_hf.integrations.accelerate import unwrap_optimizer
+from momo_hf.integrations.callback import MomoCallback
+from momo_hf.integrations.smoothing import watch_smoothing
+from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
 
 
@@ -106,143 +106,51 @@ def register() -> None:
         _OPTIMIZER_HANDLERS[member] = _handler
 
 
-# ---- What the user sees ----
+# ---- Trainers ----
 
 
-def label_smoothing_bound(epsilon: float, classes: int) -> float:
-    """The smallest cross entropy that transformers' LabelSmoother can give: the entropy of the smoothed target.
-
-    Args:
-        epsilon: the smoothing factor, in [0, 1].
-        classes: number V of classes.
-    """
-    rest = epsilon / classes
-    return -sum(count * p * math.log(p) for count, p in ((1, 1 - epsilon + rest), (classes - 1, rest)) if p > 0)
-
-
-class MomoCallback(TrainerCallback):
-    """Adds MoMo's numbers to the training logs, warns of a mis-set `learning_rate`, sums up at the end.
-
-    `MomoTrainer` brings it along; for another trainer pass `callbacks=[MomoCallback()]`. It reads the device at the
-    logging steps only.
-    """
-
-    def __init__(self) -> None:
-        self._before = (0.0, 0.0)  # steps and capped steps at the last log
-        self._effective_lrs: list[float] = []
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        self._effective_lrs = []
-        optimizer = unwrap_optimizer(optimizer)
-        if optimizer is None:
-            return
-        self._before = self._counts(optimizer)
-        left_alone = args.learning_rate == TrainingArguments.learning_rate
-        if left_alone and not isinstance(optimizer, MomoAdamAuto) and state.is_world_process_zero:
-            lr = inspect.signature(type(optimizer)).parameters.get("lr")
-            default = "" if lr is None or lr.default is lr.empty else f", where {lr.default:g} is the default"
-            logger.warning(
-                f"learning_rate was left at {args.learning_rate:g}, the default of TrainingArguments. For MoMo it is the "
-                "upper bound of the step size: right for fine-tuning a pretrained model, far too low for training from "
-                f"scratch{default}."
-            )
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        optimizer = unwrap_optimizer(optimizer)
-        if optimizer is None or logs is None or "loss" not in logs:
-            return
-        metrics = momo_metrics(optimizer)
-        counts = self._counts(optimizer)
-        steps, capped = (now - before for now, before in zip(counts, self._before))
-        self._before = counts
-        metrics["momo/capped"] = capped / steps if steps else 0.0
-        self._effective_lrs.append(metrics["momo/effective_lr"])
-        logs.update(metrics)
-        state.log_history[-1].update(metrics)
-
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        optimizer = unwrap_optimizer(optimizer)
-        if optimizer is None or not self._effective_lrs or not state.is_world_process_zero:
-            return
-        lrs = torch.tensor(self._effective_lrs)
-        steps, capped = self._counts(optimizer)
-        skipped = momo_metrics(optimizer)["momo/skipped"]
-        logger.warning(
-            f"{type(optimizer).__name__} used step sizes from {lrs.min():.2e} to {lrs.max():.2e}, median "
-            f"{lrs.median():.2e} (at the logging steps); the cap decided {capped / max(steps, 1):.0%} of {steps:.0f} "
-            f"steps, and {skipped:.0f} were skipped."
-        )
-
-    @staticmethod
-    def _counts(optimizer: MomoOptimizer) -> tuple[float, float]:
-        group = optimizer.param_groups[0]
-        return tuple(torch.stack([group["step"], group["capped"]]).tolist())
+def equip(trainer: Trainer) -> None:
+    """Give a Trainer whose optimizer is a MoMo one what goes with it: the callback, the bound of smoothed labels."""
+    # A few trainers make their optimizer before their callbacks, and log for themselves.
+    handler = getattr(trainer, "callback_handler", None)
+    if handler is None or unwrap_optimizer(trainer.optimizer) is None:
+        return
+    callback = next((c for c in handler.callbacks if isinstance(c, MomoCallback)), None) or MomoCallback()
+    # First in the list, so that every tracker after it sees the numbers.
+    handler.callbacks[:] = [callback, *(c for c in handler.callbacks if c is not callback)]
+    watch_smoothing(trainer)
 
 
-@dataclass
-class BoundedLabelSmoother(LabelSmoother):
-    """transformers' label smoothing, which says with how many classes it made a loss that is trained on.
+def _then_equip(original: Callable) -> Callable:
+    def create(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        created = original(self, *args, **kwargs)
+        equip(self)
+        return created
 
-    Whether the loss is the smoothed one is known nowhere else: `compute_loss_func`, an overridden `compute_loss` or a
-    model that brings its own loss leave `label_smoothing_factor` without effect.
-    """
+    return create
 
-    on_training_loss: Callable[[int], None] = lambda classes: None
 
-    def __call__(self, model_output: Any, labels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().__call__(model_output, labels, *args, **kwargs)
-        if loss.requires_grad:
-            logits = model_output["logits"] if isinstance(model_output, dict) else model_output[0]
-            self.on_training_loss(logits.shape[-1])
-        return loss
+def equip_trainers() -> None:
+    """Equip every Trainer when it creates its optimizer or, where its class does that itself, its scheduler."""
+    wrap_once(Trainer, "create_optimizer", _then_equip)
+    wrap_once(Trainer, "create_scheduler", _then_equip)
 
 
 class MomoTrainerMixin:
-    """For any Trainer class: `class MyTrainer(MomoTrainerMixin, SFTTrainer): ...`.
+    """For a Trainer class that creates optimizer and scheduler itself: `class MyTrainer(MomoTrainerMixin, Theirs): ...`.
 
-    Adds `MomoCallback`, and gives the optimizer the known lower bound of a label-smoothed loss unless it has one.
+    Any other Trainer has by itself what this adds: `MomoCallback`, and the known lower bound of a label-smoothed loss.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if not any(isinstance(callback, MomoCallback) for callback in self.callback_handler.callbacks):
-            # First in the list, so that every tracker after it sees the numbers.
-            self.callback_handler.callbacks.insert(0, MomoCallback())
-        if type(self.label_smoother) is LabelSmoother:
-            known = self.label_smoother
-            self.label_smoother = BoundedLabelSmoother(known.epsilon, known.ignore_index, self._bound_smoothed_loss)
-
-    def _bound_smoothed_loss(self, classes: int) -> None:
-        optimizer = unwrap_optimizer(self.optimizer)
-        if optimizer is not None and optimizer.param_groups[0]["lb"] == 0:
-            optimizer.set_lb(label_smoothing_bound(self.label_smoother.epsilon, classes))
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        equip(self)
+        return optimizer
 
 
 class MomoTrainer(MomoTrainerMixin, Trainer):
-    """`transformers.Trainer` that shows and sets what MoMo needs; see `MomoTrainerMixin`."""
+    """`transformers.Trainer` by another name; see `MomoTrainerMixin`."""
 
 
 class MomoSeq2SeqTrainer(MomoTrainerMixin, Seq2SeqTrainer):
-    """`transformers.Seq2SeqTrainer` that shows and sets what MoMo needs; see `MomoTrainerMixin`."""
+    """`transformers.Seq2SeqTrainer` by another name; see `MomoTrainerMixin`."""

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 import momo_hf
-from momo_hf import MomoAdam, MomoCallback, MomoTrainerMixin
+from momo_hf import MomoAdam
 from momo_hf.data.bpe import train_bpe
 from tests.toys import Net, Points
 
@@ -50,7 +50,7 @@ def history(trainer, key):
 def test_lora_trains_its_adapters_only(tmp_path):
     model = get_peft_model(language_model(), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn"]))
     before = copy.deepcopy(dict(model.named_parameters()))
-    trainer = Trainer(model, arguments(tmp_path), train_dataset=sentences(), callbacks=[MomoCallback()])
+    trainer = Trainer(model, arguments(tmp_path), train_dataset=sentences())
     trainer.train()
     losses = history(trainer, "loss")
     assert losses[-1] < losses[0] and len(history(trainer, "momo/effective_lr")) == 30
@@ -111,24 +111,21 @@ def test_gradient_checkpointing_takes_the_same_steps(tmp_path):
     runs = []
     for checkpointing in (False, True):
         args = arguments(tmp_path, gradient_checkpointing=checkpointing, max_steps=6)
-        trainer = Trainer(language_model(), args, train_dataset=sentences(), callbacks=[MomoCallback()])
+        trainer = Trainer(language_model(), args, train_dataset=sentences())
         trainer.train()
         runs.append(history(trainer, "momo/effective_lr"))
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_trl_takes_the_name(tmp_path, mixed):
-    class Mixed(MomoTrainerMixin, SFTTrainer):
-        pass
-
+def fine_tuned(tmp_path, args):
     tokenizer = train_bpe(["a b c d e f g h"] * 8, 40, 16)
     texts = Dataset.from_dict({"text": ["a b c d", "e f g h", "b c d e", "d e f g"] * 4})
-    args = arguments(tmp_path, SFTConfig, max_length=8, max_steps=10)
-    trainer = (Mixed if mixed else SFTTrainer)(
-        language_model(), args, train_dataset=texts, processing_class=tokenizer,
-        callbacks=[] if mixed else [MomoCallback()],
-    )  # fmt: skip
+    trainer = SFTTrainer(language_model(), args, train_dataset=texts, processing_class=tokenizer)
     trainer.train()
+    return trainer
+
+
+def test_trl_takes_the_name(tmp_path):
+    trainer = fine_tuned(tmp_path, arguments(tmp_path, SFTConfig, max_length=8, max_steps=10))
     losses = history(trainer, "loss")
     assert losses[-1] < losses[0] and len(history(trainer, "momo/effective_lr")) == 10

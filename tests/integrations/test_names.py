@@ -8,7 +8,6 @@ import torch
 import yaml
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
-from momo_hf import MomoTrainer
 from tests.integrations.test_transformers import METHODS, arguments
 from tests.toys import Net, Points
 
@@ -69,13 +68,7 @@ def test_under_deepspeed_there_is_one_group_and_a_word_about_its_decay(tmp_path,
     assert sum("weight_decay=0.1 acts on biases" in r.message for r in caplog.records) == 1
 
 
-def test_the_automatic_one_needs_no_learning_rate(tmp_path, caplog):
-    args = TrainingArguments(str(tmp_path), optim="momo_adam_auto", use_cpu=True, max_steps=2, report_to=[])
-    trainer = MomoTrainer(Net(), args, train_dataset=Points())
-    with caplog.at_level(logging.WARNING):
-        trainer.train()
-    (_, scheduled) = (group["base_lr"] for group in trainer.optimizer.optimizer.param_groups)
-    assert scheduled == 1.0 and not any("left at" in r.message for r in caplog.records)
+def test_the_rules_of_the_automatic_one_have_names(tmp_path):
     args = arguments(tmp_path, optim="momo_adam", learning_rate=0.3, optim_args="use_fstar=share,slope=gradient")
     group = Trainer(Net(), args, train_dataset=Points()).create_optimizer().param_groups[0]
     assert (group["use_fstar"], group["slope"], group["lr"]) == ("share", "gradient", 0.3)

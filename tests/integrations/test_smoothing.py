@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, Trainer
 from transformers.trainer_pt_utils import LabelSmoother
 
 from momo_hf import MomoAdam, MomoOptimizer, MomoTrainer, label_smoothing_bound
@@ -60,25 +60,25 @@ def plain(outputs, labels, num_items_in_batch=None):
     return nn.functional.cross_entropy(outputs["logits"], labels)
 
 
-class Overrides(MomoTrainer):
+class Overrides(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(inputs["inputs"])
         loss = plain(outputs, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
 
 
-class CallsSuper(MomoTrainer):
+class CallsSuper(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
 class SmoothsInEvaluation(Overrides):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        cls = Overrides if model.training else MomoTrainer
+        cls = Overrides if model.training else Trainer
         return cls.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
 
 
-class NamedElsewhere(MomoTrainer):
+class NamedElsewhere(Trainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args, model=None):
         return MomoAdam, {"lr": args.learning_rate}
@@ -106,16 +106,17 @@ BOUND = label_smoothing_bound(0.1, 11)
 @pytest.mark.parametrize(
     "expected, trainer, options",
     [
+        (BOUND, Trainer, {}),
         (BOUND, MomoTrainer, {}),
         (BOUND, CallsSuper, {}),
         (BOUND, NamedElsewhere, {"options": {"optim": "adamw_torch"}}),
-        (BOUND, MomoTrainer, {"optimizer_cls_and_kwargs": (Bare, {}), "options": {"optim": "adamw_torch"}}),
-        (0.25, MomoTrainer, {"options": {"optim_args": "lb=0.25"}}),
-        (0.25, MomoTrainer, {"optimizer_cls_and_kwargs": (Bare, {"lb": 0.25})}),
-        (0.0, MomoTrainer, {"compute_loss_func": plain}),
+        (BOUND, Trainer, {"optimizer_cls_and_kwargs": (Bare, {}), "options": {"optim": "adamw_torch"}}),
+        (0.25, Trainer, {"options": {"optim_args": "lb=0.25"}}),
+        (0.25, Trainer, {"optimizer_cls_and_kwargs": (Bare, {"lb": 0.25})}),
+        (0.0, Trainer, {"compute_loss_func": plain}),
         (0.0, Overrides, {}),
         (0.0, SmoothsInEvaluation, {}),
-        (0.0, MomoTrainer, {"model": OwnLoss, "data": "targets", "options": {"label_names": ["targets"]}}),
+        (0.0, Trainer, {"model": OwnLoss, "data": "targets", "options": {"label_names": ["targets"]}}),
     ],
 )
 def test_the_bound_is_set_where_the_loss_is_the_smoothed_one(expected, trainer, options, tmp_path):
@@ -127,6 +128,6 @@ def test_a_loss_that_is_not_smoothed_is_trained_to_the_same_end(tmp_path):
     for smoothing in (0.0, 0.1):
         torch.manual_seed(0)
         args = arguments(tmp_path, learning_rate=0.1, max_steps=60, label_smoothing_factor=smoothing)
-        trainer = MomoTrainer(Classifier(), args, train_dataset=Labelled(), compute_loss_func=plain)
+        trainer = Trainer(Classifier(), args, train_dataset=Labelled(), compute_loss_func=plain)
         finals.append(trainer.train().training_loss)
     assert finals[0] == finals[1]

@@ -1,0 +1,98 @@
+"""What a Trainer shows of MoMo: numbers in its logs, words about the cap, a summary."""
+
+import inspect
+import logging
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
+from momo_hf.optim import MomoAdamAuto, MomoOptimizer
+
+
+logger = logging.getLogger(__name__)
+
+
+class MomoCallback(TrainerCallback):
+    """Adds MoMo's numbers to the training logs, warns of a mis-set `learning_rate`, sums up at the end.
+
+    Every Trainer with a MoMo optimizer gets one by itself, before its trackers. It reads the device at the logging steps
+    only.
+    """
+
+    def __init__(self) -> None:
+        self._before = (0.0, 0.0)  # steps and capped steps at the last log
+        self._effective_lrs: list[float] = []
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._effective_lrs = []
+        optimizer = unwrap_optimizer(optimizer)
+        if optimizer is None:
+            return
+        self._before = self._counts(optimizer)
+        left_alone = args.learning_rate == TrainingArguments.learning_rate
+        if left_alone and not isinstance(optimizer, MomoAdamAuto) and state.is_world_process_zero:
+            lr = inspect.signature(type(optimizer)).parameters.get("lr")
+            default = "" if lr is None or lr.default is lr.empty else f", where {lr.default:g} is the default"
+            logger.warning(
+                f"learning_rate was left at {args.learning_rate:g}, the default of TrainingArguments. For MoMo it is the "
+                "upper bound of the step size: right for fine-tuning a pretrained model, far too low for training from "
+                f"scratch{default}."
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        optimizer = unwrap_optimizer(optimizer)
+        if optimizer is None or logs is None or "loss" not in logs:
+            return
+        metrics = momo_metrics(optimizer)
+        counts = self._counts(optimizer)
+        steps, capped = (now - before for now, before in zip(counts, self._before))
+        self._before = counts
+        metrics["momo/capped"] = capped / steps if steps else 0.0
+        self._effective_lrs.append(metrics["momo/effective_lr"])
+        logs.update(metrics)
+        state.log_history[-1].update(metrics)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        optimizer = unwrap_optimizer(optimizer)
+        if optimizer is None or not state.is_world_process_zero:
+            return
+        steps, capped = self._counts(optimizer)
+        if steps == 0:
+            return
+        metrics = momo_metrics(optimizer)
+        lrs = torch.tensor(self._effective_lrs or [metrics["momo/effective_lr"]])
+        where = "at the logging steps" if self._effective_lrs else "at the last step"
+        logger.warning(
+            f"{type(optimizer).__name__} used step sizes from {lrs.min():.2e} to {lrs.max():.2e}, median "
+            f"{lrs.median():.2e} ({where}); the cap decided {capped / steps:.0%} of {steps:.0f} steps, and "
+            f"{metrics['momo/skipped']:.0f} were skipped."
+        )
+
+    @staticmethod
+    def _counts(optimizer: MomoOptimizer) -> tuple[float, float]:
+        group = optimizer.param_groups[0]
+        return tuple(torch.stack([group["step"], group["capped"]]).tolist())
