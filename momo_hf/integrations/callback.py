@@ -1,6 +1,5 @@
 """What a Trainer shows of MoMo: numbers in its logs, words about the cap, a summary."""
 
-import inspect
 import logging
 from typing import Any
 
@@ -8,7 +7,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
-from momo_hf.optim import MomoAdamAuto, MomoOptimizer
+from momo_hf.integrations.learning_rate import warning_at_end, warning_at_start
+from momo_hf.optim import MomoOptimizer
 
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,14 @@ class MomoCallback(TrainerCallback):
     def __init__(self) -> None:
         self._before = (0.0, 0.0)  # steps and capped steps at the last log
         self._effective_lrs: list[float] = []
+        self._warned = False
 
     def on_train_begin(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        model: Any = None,
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -38,15 +40,10 @@ class MomoCallback(TrainerCallback):
         if optimizer is None:
             return
         self._before = self._counts(optimizer)
-        left_alone = args.learning_rate == TrainingArguments.learning_rate
-        if left_alone and not isinstance(optimizer, MomoAdamAuto) and state.is_world_process_zero:
-            lr = inspect.signature(type(optimizer)).parameters.get("lr")
-            default = "" if lr is None or lr.default is lr.empty else f", where {lr.default:g} is the default"
-            logger.warning(
-                f"learning_rate was left at {args.learning_rate:g}, the default of TrainingArguments. For MoMo it is the "
-                "upper bound of the step size: right for fine-tuning a pretrained model, far too low for training from "
-                f"scratch{default}."
-            )
+        message = warning_at_start(args, optimizer, model)
+        self._warned = message is not None
+        if message is not None and state.is_world_process_zero:
+            logger.warning(message)
 
     def on_log(
         self,
@@ -86,10 +83,11 @@ class MomoCallback(TrainerCallback):
         metrics = momo_metrics(optimizer)
         lrs = torch.tensor(self._effective_lrs or [metrics["momo/effective_lr"]])
         where = "at the logging steps" if self._effective_lrs else "at the last step"
+        advice = "" if self._warned else warning_at_end(optimizer, capped / steps)
         logger.warning(
             f"{type(optimizer).__name__} used step sizes from {lrs.min():.2e} to {lrs.max():.2e}, median "
             f"{lrs.median():.2e} ({where}); the cap decided {capped / steps:.0%} of {steps:.0f} steps, and "
-            f"{metrics['momo/skipped']:.0f} were skipped."
+            f"{metrics['momo/skipped']:.0f} were skipped.{advice}"
         )
 
     @staticmethod

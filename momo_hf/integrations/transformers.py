@@ -12,6 +12,7 @@ from transformers.training_args import OptimizerNames
 
 from momo_hf.integrations.accelerate import unwrap_optimizer
 from momo_hf.integrations.callback import MomoCallback
+from momo_hf.integrations.learning_rate import left_alone
 from momo_hf.integrations.smoothing import watch_smoothing
 from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
@@ -32,7 +33,7 @@ def momo_kwargs(args: TrainingArguments, cls: type[MomoOptimizer]) -> dict[str, 
         args: `learning_rate`, `weight_decay`, `adam_beta1`, `adam_beta2`, `adam_epsilon` and `optim_args` are used.
         cls: the optimizer class.
 
-    For `MomoAdamAuto` a `learning_rate` left at its default means the default of the class, which needs no choice.
+    For `MomoAdamAuto` a `learning_rate` that was left alone means the default of the optimizer, which needs no choice.
 
     Returns:
         Keyword arguments for `cls`, for `Trainer(optimizer_cls_and_kwargs=(cls, momo_kwargs(args, cls)))`.
@@ -48,7 +49,7 @@ def momo_kwargs(args: TrainingArguments, cls: type[MomoOptimizer]) -> dict[str, 
         "eps": args.adam_epsilon,
     }
     signature = inspect.signature(cls).parameters
-    if issubclass(cls, MomoAdamAuto) and args.learning_rate == TrainingArguments.learning_rate:
+    if issubclass(cls, MomoAdamAuto) and left_alone(args):
         del named["lr"]
     kwargs = {name: value for name, value in named.items() if name in signature}
     free = {name: p for name, p in signature.items() if name not in (*named, "lr", "params")}

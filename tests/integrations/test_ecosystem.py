@@ -129,3 +129,13 @@ def test_trl_takes_the_name(tmp_path):
     trainer = fine_tuned(tmp_path, arguments(tmp_path, SFTConfig, max_length=8, max_steps=10))
     losses = history(trainer, "loss")
     assert losses[-1] < losses[0] and len(history(trainer, "momo/effective_lr")) == 10
+
+
+@pytest.mark.parametrize("cls", [SFTConfig, TrainingArguments])
+def test_trl_leaves_the_learning_rate_alone(cls, tmp_path):
+    """SFTConfig has a default of its own, and SFTTrainer copies other arguments into one."""
+    options = {"use_cpu": True, "max_steps": 10, "logging_steps": 1, "report_to": "none", "save_strategy": "no"}
+    trainer = fine_tuned(tmp_path, cls(str(tmp_path), optim="momo_adam_auto", **options))
+    assert trainer.optimizer.param_groups[0]["base_lr"] == 1.0
+    losses = history(trainer, "loss")
+    assert losses[-1] < losses[0] and history(trainer, "momo/capped") == [0.0] * 10

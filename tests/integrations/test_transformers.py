@@ -163,7 +163,7 @@ def test_a_loss_that_a_trainer_changes_is_the_one_that_counts(tmp_path):
     trainer = Doubled(Net(), arguments(tmp_path, max_grad_norm=0.0), train_dataset=Points())
     trainer.train()
     first = trainer.state.log_history[0]
-    assert first["momo/loss_avg"] == pytest.approx(first["loss"], rel=1e-5)
+    assert first["momo/loss_avg"] == pytest.approx(first["loss"], rel=1e-4)
 
 
 def test_seq2seq_trainer_is_one():

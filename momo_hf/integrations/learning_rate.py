@@ -1,0 +1,101 @@
+"""Whether the learning rate of a Trainer was chosen, and what to say about it as the cap of MoMo's steps."""
+
+import inspect
+from dataclasses import fields
+from typing import Any
+
+from transformers import PreTrainedModel, TrainingArguments
+
+from momo_hf.optim import MomoAdam, MomoAdamAuto, MomoOptimizer
+
+
+# Below this a learning rate is one for fine-tuning.
+FINE_TUNING = 1e-4
+
+
+def left_alone(args: TrainingArguments) -> bool:
+    """Whether nobody chose `args.learning_rate`, so that it is the default of the class of the arguments.
+
+    A number that was given, in code, on the command line or in a file, is another object than the default even where the
+    two are equal. Arguments that were pickled know no difference; there an equal number counts as left alone.
+    """
+    # trl copies a TrainingArguments into its SFTConfig, and so the default of one class into another.
+    defaults = [vars(cls).get("learning_rate") for cls in type(args).__mro__]
+    if any(args.learning_rate is default for default in defaults):
+        return True
+    return args.learning_rate == type(args).learning_rate and were_loaded(args)
+
+
+def were_loaded(args: TrainingArguments) -> bool:
+    """Whether the arguments hold none of the defaults of their class themselves, because they were unpickled."""
+    defaults = {f.name: f.default for f in fields(args) if type(f.default) is float and f.name != "learning_rate"}
+    return not any(getattr(args, name) is default for name, default in defaults.items())
+
+
+def cap_of(optimizer: MomoOptimizer) -> float:
+    """The largest `lr` of the groups before any schedule."""
+    return max(float(group["base_lr"]) for group in optimizer.param_groups)
+
+
+def warning_at_start(args: TrainingArguments, optimizer: MomoOptimizer, model: Any) -> str | None:
+    """What to say about the cap before training, or None if there is nothing to say.
+
+    Args:
+        args: of the Trainer.
+        optimizer: the MoMo optimizer itself, without wrappers.
+        model: the Trainer's.
+    """
+    cap = cap_of(optimizer)
+    if left_alone(args):
+        kind = next(c.__name__ for c in type(args).__mro__ if vars(c).get("learning_rate") == args.learning_rate)
+        if cap == args.learning_rate:
+            return (
+                f"learning_rate was left at {cap:g}, the default of {kind}. For MoMo it is the upper bound of the step "
+                "size: right for fine-tuning a pretrained model, far too low for training from scratch; there, "
+                f"{advice(optimizer)}."
+            )
+        if isinstance(optimizer, MomoAdamAuto) and were_loaded(args):
+            return (
+                f"The arguments were loaded, so nobody knows whether learning_rate={args.learning_rate:g}, the default of "
+                f"{kind}, was chosen. {type(optimizer).__name__} takes it as left alone, and {cap:g} as the upper bound "
+                "of the step size; for another bound give a number that differs from the default."
+            )
+    if cap < FINE_TUNING and is_new(model):
+        return (
+            f"The upper bound of the step size, learning_rate={cap:g}, is one for fine-tuning, and this model is new: it "
+            f"does not come from a checkpoint. To train it from scratch, {advice(optimizer)}."
+        )
+    return None
+
+
+def warning_at_end(optimizer: MomoOptimizer, capped: float) -> str:
+    """What to say after training; empty if the cap decided less than nearly all steps.
+
+    Args:
+        optimizer: the MoMo optimizer itself, without wrappers.
+        capped: the part of the steps on which the cap decided.
+    """
+    if capped < 0.95:
+        return ""
+    return (
+        f" So nearly every step was one that a learning rate of {cap_of(optimizer):g} gives without MoMo. That is right "
+        f"for fine-tuning; to let the loss choose the step size, {advice(optimizer)}."
+    )
+
+
+def advice(optimizer: MomoOptimizer) -> str:
+    """What to try where the cap is too low."""
+    cap, lr = cap_of(optimizer), inspect.signature(type(optimizer)).parameters.get("lr")
+    default = 0.0 if lr is None or lr.default is lr.empty else lr.default
+    if isinstance(optimizer, MomoAdamAuto):
+        return "leave learning_rate alone" if cap < default else f"raise learning_rate above {cap:g}"
+    preset = 'optim="momo_adam_auto", which needs none'
+    if cap >= default:
+        return f"raise learning_rate above {cap:g}, or try {preset}"
+    for_transformers = " (for a transformer 0.001 and a warmup)" if isinstance(optimizer, MomoAdam) else ""
+    return f"try learning_rate={default:g}, the default of {type(optimizer).__name__}{for_transformers}, or {preset}"
+
+
+def is_new(model: Any) -> bool:
+    """Whether the weights of a transformers model are known not to come from `from_pretrained`."""
+    return isinstance(model, PreTrainedModel) and not model.name_or_path
