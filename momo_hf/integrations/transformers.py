@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers import Seq2SeqTrainer, Trainer, TrainingArguments, modelcard
 from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS, OptimizerContext
 from transformers.training_args import OptimizerNames
 
 from momo_hf.integrations.accelerate import unwrap_optimizer
 from momo_hf.integrations.callback import MomoCallback
 from momo_hf.integrations.learning_rate import left_alone
+from momo_hf.integrations.model_card import extract_hyperparameters
 from momo_hf.integrations.smoothing import watch_smoothing
 from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
@@ -135,6 +136,7 @@ def equip_trainers() -> None:
     """Equip every Trainer when it creates its optimizer or, where its class does that itself, its scheduler."""
     wrap_once(Trainer, "create_optimizer", _then_equip)
     wrap_once(Trainer, "create_scheduler", _then_equip)
+    wrap_once(modelcard, "extract_hyperparameters_from_trainer", extract_hyperparameters)
 
 
 class MomoTrainerMixin:

@@ -1,0 +1,42 @@
+"""How a generated model card names a MoMo optimizer."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from transformers import Trainer
+
+from momo_hf.integrations.accelerate import unwrap_optimizer
+from momo_hf.integrations.learning_rate import cap_of
+from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
+
+
+NAMES = {Momo: "MoMo", MomoAdam: "MoMo-Adam", MomoAdamAuto: "MoMo-Adam without a learning rate to choose"}
+# Arguments that are said otherwise, or change how a step is computed and not what it is.
+NOT_LISTED = ("params", "lr", "foreach", "compile")
+
+
+def extract_hyperparameters(original: Callable) -> Callable:
+    """Wrap transformers' function of almost this name, which knows the argument `optim` only."""
+
+    def extract_hyperparameters_from_trainer(trainer: Trainer) -> dict[str, Any]:
+        hyperparameters = original(trainer)
+        optimizer = unwrap_optimizer(trainer.optimizer)
+        if optimizer is not None:
+            hyperparameters["optimizer"] = describe(optimizer)
+            hyperparameters["learning_rate"] = cap_of(optimizer)
+        return hyperparameters
+
+    return extract_hyperparameters_from_trainer
+
+
+def describe(optimizer: MomoOptimizer) -> str:
+    """Name an optimizer and its arguments in a sentence.
+
+    Args:
+        optimizer: the MoMo optimizer itself, without wrappers.
+    """
+    cls, group = type(optimizer), optimizer.param_groups[0]
+    names = [name for name in inspect.signature(cls).parameters if name in group and name not in NOT_LISTED]
+    options = ", ".join(f"{name}={group[name]}" for name in names)
+    return f"{NAMES.get(cls, cls.__name__)} (momo_hf) with step sizes up to {cap_of(optimizer):g}, {options}"
