@@ -40,7 +40,7 @@ def momo_kwargs(args: TrainingArguments, cls: type[MomoOptimizer]) -> dict[str, 
         Keyword arguments for `cls`, for `Trainer(optimizer_cls_and_kwargs=(cls, momo_kwargs(args, cls)))`.
 
     Raises:
-        ValueError: `optim_args` has an unknown key or a value of the wrong type.
+        ValueError: `optim_args` has an unknown key or a value of the wrong type, or `optim_target_modules` is set.
     """
     named = {
         "lr": args.learning_rate,
@@ -50,6 +50,11 @@ def momo_kwargs(args: TrainingArguments, cls: type[MomoOptimizer]) -> dict[str, 
         "eps": args.adam_epsilon,
     }
     signature = inspect.signature(cls).parameters
+    if args.optim_target_modules is not None:
+        raise ValueError(
+            f"optim_target_modules={args.optim_target_modules!r} names the layers for low-rank projections, which "
+            f"{cls.__name__} does not make. Leave it out; to train some of the layers only, freeze the others."
+        )
     if issubclass(cls, MomoAdamAuto) and left_alone(args):
         del named["lr"]
     kwargs = {name: value for name, value in named.items() if name in signature}

@@ -87,3 +87,10 @@ def test_wrong_optim_args_are_named(text, message, tmp_path):
     args = arguments(tmp_path, optim_args=text)
     with pytest.raises(ValueError, match=message):
         Trainer(Net(), args, train_dataset=Points()).create_optimizer()
+
+
+@pytest.mark.parametrize("optim", METHODS)
+def test_low_rank_projections_are_refused(optim, tmp_path):
+    args = arguments(tmp_path, optim=optim, optim_target_modules=["attn"])
+    with pytest.raises(ValueError, match=r"optim_target_modules=\['attn'\].*Leave it out"):
+        Trainer(Net(), args, train_dataset=Points()).create_optimizer()
