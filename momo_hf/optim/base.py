@@ -319,14 +319,13 @@ class MomoOptimizer(Method, Optimizer):
         defaults, names = {name: self.defaults[name] for name in self._option_names()}, ("exp_avg", *self.buffers)
         state_dict = with_defaults(type(self).__name__, state_dict, defaults, names)
         super().load_state_dict(state_dict)
-        self._watch = Watch(self.param_groups[0])
-        self._movement = Movement()  # how the parameters were left is not known any more
         self._widen()
         take_back(self.state, self._params(), state_dict, names, self.param_groups[0]["step"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # Loading a state ends here too, and takes neither the loss of gradients that stay nor the wiring away.
+        # Loading a state comes here too. It takes neither the loss of gradients that stay nor the wiring away, but old
+        # counts are no news then, and how the parameters were left is not known any more.
         for name in ("_loss", "_clip_factor", "loss_source"):
             self.__dict__.setdefault(name, None)
         self._watch, self._movement = Watch(self.param_groups[0]), Movement()

@@ -271,7 +271,8 @@ def test_a_step_without_gradients_does_nothing_as_in_torch():
     assert float(optimizer.param_groups[0]["effective_lr"]) == pytest.approx(plain_steps(loss_of, steps=1)[0])
 
 
-def test_scaled_gradients_that_are_skipped_and_not_zeroed_do_not_come_back():
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_step_that_the_scaler_skips_leaves_nothing_behind(by_hand, caplog):
     accelerator = Accelerator(cpu=True)
     accelerator.scaler = CpuScaler()
     model, data = Net(), Points()
@@ -279,9 +280,11 @@ def test_scaled_gradients_that_are_skipped_and_not_zeroed_do_not_come_back():
     accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
     for overflow in (True, False):
         loss = model(data.inputs, data.labels)["loss"]
-        accelerator.backward(loss)
-        if overflow:
-            model.first.weight.grad[0, 0] = float("inf")
+        accelerator.backward(loss * (1e38 if overflow else 1.0))
+        if overflow and by_hand:
+            optimizer.set_loss(1e3)
         optimizer.step()
+        assert accelerator.optimizer_step_was_skipped == overflow
         model.zero_grad(set_to_none=False)
     assert taken_in(optimizer) == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert not caplog.records
