@@ -3,13 +3,18 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import yaml
+from datasets import disable_progress_bars
 from transformers import HfArgumentParser
+
+from momo_hf.config_file import read_config, unknown_name
+from momo_hf.errors import InputError
 
 
 PACKAGES = (
@@ -25,8 +30,18 @@ PACKAGES = (
 )
 
 
+class _Parser(HfArgumentParser):
+    """argparse's complaints as the errors they are, without two screens of usage before them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help shows all arguments)")
+
+
 def parse_run(dataclass_types: tuple[type, ...], argv: list[str] | None = None) -> tuple[Any, ...]:
     """Read `SCRIPT CONFIG.yaml [--any_argument value ...]`: the file first, the command line on top.
+
+    A `~` at the start of a text stands for the home folder, as in a shell. `disable_tqdm` is for the bars of `datasets`
+    too.
 
     Args:
         dataclass_types: dataclasses that hold the arguments.
@@ -36,23 +51,58 @@ def parse_run(dataclass_types: tuple[type, ...], argv: list[str] | None = None) 
         One instance per dataclass.
 
     Raises:
-        SystemExit: an argument is unknown or has a wrong value (argparse says which), or the file is missing.
+        InputError: the file is missing or not a config, or an argument is unknown, missing or has a wrong value.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(dataclass_types)
-    from_file: list[str] = []
-    if argv and argv[0].endswith((".yaml", ".yml")):
+    parser = _Parser(dataclass_types)
+    path, values, lines = None, {}, {}
+    if argv and not argv[0].startswith("-"):
         path = Path(argv.pop(0))
-        if not path.is_file():
-            parser.error(f"the config file {path} does not exist")
-        for key, value in (yaml.safe_load(path.read_text("utf-8")) or {}).items():
-            if isinstance(value, dict):
-                from_file += [f"--{key}", json.dumps(value)]
-            elif isinstance(value, list):
-                from_file += [f"--{key}", *map(str, value)]
-            elif value is not None:
-                from_file.append(f"--{key}={value}")
-    return parser.parse_args_into_dataclasses(from_file + argv)
+        if path.suffix.lower() not in (".yaml", ".yml"):
+            raise InputError("the first argument must be a config, a file in .yaml", path)
+        values, lines = read_config(path)
+    actions = {name[2:]: action for action in parser._actions for name in action.option_strings}
+    from_file: list[str] = []
+    for name, value in values.items():
+        if name not in actions:
+            raise InputError(unknown_name(str(name), actions), path, lines[name])
+        if isinstance(value, list) and actions[name].nargs not in ("+", "*"):
+            raise InputError(f"{name!r} takes one value, got the list {value}", path, lines[name])
+        from_file += _words(name, value)
+    try:
+        *parts, rest = parser.parse_args_into_dataclasses(from_file + argv, return_remaining_strings=True)
+    except ValueError as error:  # also of the dataclasses themselves, which check their values
+        raise InputError(str(error), *_place(str(error), argv, path, lines)) from error
+    if rest:
+        name = rest[0].split("=")[0].lstrip("-")
+        raise InputError(f"on the command line: {unknown_name(name, actions)}")
+    for part in parts:
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, str) and value.startswith("~"):
+                setattr(part, field.name, os.path.expanduser(value))
+    if any(getattr(part, "disable_tqdm", False) for part in parts):
+        disable_progress_bars()
+    return tuple(parts)
+
+
+def _words(name: str, value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def _place(message: str, argv: list[str], path: Path | None, lines: dict[str, int]) -> tuple[Path | None, int | None]:
+    """Where an argument that a message begins with comes from: the config and a line, unless the command line has it."""
+    found = re.match(r"argument --([^/:]+)", message)
+    if found is None:
+        return path, None
+    name = found.group(1)
+    if name not in lines or any(word.split("=")[0] == f"--{name}" for word in argv):
+        return None, None
+    return path, lines[name]
 
 
 def write_results(output_dir: str, metrics: dict[str, Any], seconds: float, *arguments: Any, **more: Any) -> Path:

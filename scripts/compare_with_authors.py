@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from momo_hf import Momo, MomoAdam
 from momo_hf.data.images import load_images
 from momo_hf.data.transforms import ImageTransform
+from momo_hf.errors import run_main
 from momo_hf.models.vision import MLPConfig, MLPForImageClassification
 
 
@@ -76,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -37,6 +37,7 @@ from momo_hf.diffusion import (
     save_grid,
     training_scheduler,
 )
+from momo_hf.errors import run_main
 from momo_hf.loops import Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
 from momo_hf.runs import parse_run, write_results
 
@@ -290,4 +291,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

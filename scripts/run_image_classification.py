@@ -29,6 +29,7 @@ from transformers import (
 from momo_hf import MomoTrainer
 from momo_hf.data.images import load_images
 from momo_hf.data.transforms import ImageTransform
+from momo_hf.errors import run_main
 from momo_hf.metrics import Accuracy
 from momo_hf.models.vision import OWN_MODELS
 from momo_hf.runs import parse_run, write_results
@@ -150,4 +151,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -21,6 +21,7 @@ from transformers import TrainingArguments, set_seed
 
 from momo_hf import MomoTrainer
 from momo_hf.data.clicks import load_clicks
+from momo_hf.errors import run_main
 from momo_hf.metrics import ClickMetric
 from momo_hf.models.dlrm import DLRM, DLRMConfig
 from momo_hf.runs import parse_run, write_results
@@ -112,4 +113,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

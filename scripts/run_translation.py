@@ -31,6 +31,7 @@ from transformers import (
 from momo_hf import MomoSeq2SeqTrainer
 from momo_hf.data.bpe import train_bpe
 from momo_hf.data.translation import load_translation
+from momo_hf.errors import run_main
 from momo_hf.metrics import TranslationMetric
 from momo_hf.runs import parse_run, write_results
 
@@ -205,4 +206,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -17,6 +17,7 @@ from pathlib import Path
 import optuna
 from tqdm.auto import tqdm
 
+from momo_hf.errors import run_main
 from momo_hf.figures import plot_sweep
 from momo_hf.sweeps import Sweep, collect, load_sweep, number_finished, summary, work
 
@@ -86,4 +87,4 @@ def show(sweep: Sweep) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

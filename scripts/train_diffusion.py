@@ -22,6 +22,7 @@ from transformers import TrainingArguments
 from momo_hf.data.images import load_images
 from momo_hf.data.transforms import ImageTransform
 from momo_hf.diffusion import denoising_losses, fixed_noise, held_out_loss, random_noise, save_grid
+from momo_hf.errors import run_main
 from momo_hf.loops import Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
 from momo_hf.runs import parse_run, write_results
 
@@ -169,4 +170,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))
