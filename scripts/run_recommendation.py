@@ -21,7 +21,7 @@ from transformers import TrainingArguments, set_seed
 
 from momo_hf import MomoTrainer
 from momo_hf.data.clicks import load_clicks
-from momo_hf.errors import run_main
+from momo_hf.errors import InputError, run_main
 from momo_hf.metrics import ClickMetric
 from momo_hf.models.dlrm import DLRM, DLRMConfig
 from momo_hf.runs import parse_run, write_results
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     train = clicks.train
     if isinstance(train, IterableDataset):
         if args.max_steps <= 0:
-            raise ValueError("A click log is streamed, so its length is unknown: give --max_steps.")
+            raise InputError("A click log is streamed, so its length is unknown: give --max_steps.")
         train = train.shuffle(seed=args.seed, buffer_size=SHUFFLE_BUFFER)
     else:
         train = in_memory(train)

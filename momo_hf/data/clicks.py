@@ -1,6 +1,5 @@
 """Click logs: Criteo display advertising in its published forms, streamed, and a synthetic log of known structure."""
 
-import gzip
 import logging
 import zlib
 from collections.abc import Iterator
@@ -8,7 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset
+from datasets.utils import tqdm
+
+from momo_hf.data.files import load_named, local_path, read_lines
+from momo_hf.errors import InputError
 
 
 logger = logging.getLogger(__name__)
@@ -18,6 +21,8 @@ NUM_DENSE, NUM_TABLES = 13, 26
 HELD_OUT_EVERY = 10
 # A file with more broken rows than this is another file than it should be.
 MAX_BROKEN = 100
+MAX_NAMED = 10
+FORM = "so this is no click log of Criteo's form: label, 13 numbers and 26 categories, between tabs or commas"
 
 
 class Clicks(NamedTuple):
@@ -48,22 +53,34 @@ def load_clicks(name: str, table_size: int, max_eval_samples: int = 100_000) -> 
         max_eval_samples: at most so many held-out rows.
 
     Raises:
-        ValueError: there is no such file, or a file has too many broken rows.
+        InputError: there is no such file, it cannot be read, it has too many broken rows or too few good ones, or an
+            argument is out of its range.
     """
+    if table_size < 2:
+        raise InputError(f"table_size={table_size} leaves no place for a category; it must be 2 or more.")
+    if max_eval_samples < 1:
+        raise InputError(f"max_eval_samples={max_eval_samples} holds out no row; it must be 1 or more.")
     if name == "demo":
         return synthetic_clicks(table_size)
-    if Path(name).exists() or name.startswith((".", "/", "~")):
-        rows, options = _read_file, {"path": str(_find_file(Path(name)))}
+    path = local_path(name)
+    if path is not None:
+        rows, options = _read_file, {"path": str(_find_file(path))}
     else:
         rows, options = _read_hub, {"name": name}
     options["table_size"] = table_size
     validation = []
-    for row in rows(**options, held_out=True):
+    for row in tqdm(rows(**options, held_out=True), desc="Held-out rows", total=max_eval_samples):
         validation.append(row)
-        if len(validation) >= max_eval_samples:
+        if len(validation) == max_eval_samples:
             break
+    if not validation:
+        raise InputError(
+            f"dataset={name!r} has no row to hold out: every {HELD_OUT_EVERY}th is, so {HELD_OUT_EVERY} good rows are "
+            "the least."
+        )
+    columns = {key: np.stack([row[key] for row in validation]) for key in validation[0]}
     train = IterableDataset.from_generator(rows, gen_kwargs={**options, "held_out": False})
-    return Clicks(train, Dataset.from_list(validation))
+    return Clicks(train, Dataset.from_dict(columns))
 
 
 # ---- Rows ----
@@ -85,12 +102,16 @@ def encode_row(fields: list[str | float | None], table_size: int) -> dict[str, A
         numbers = [0.0 if x is None or x == "" else float(x) for x in fields[1 : 1 + NUM_DENSE]]
     except ValueError as error:
         raise BrokenRow(str(error)) from None
-    if not np.isfinite(numbers).all():
-        raise BrokenRow("a number is not finite")
+    with np.errstate(over="ignore"):
+        numbers = np.float32(numbers)
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        raise BrokenRow(f"the number {fields[1 + int(finite.argmin())]!r} is not finite in 32 bits")
     categories = fields[1 + NUM_DENSE :]
+    codes = [0 if not c else 1 + zlib.crc32(str(c).encode()) % (table_size - 1) for c in categories]
     return {
-        "dense": np.log1p(np.maximum(np.float32(numbers), 0)),
-        "sparse": [0 if not c else 1 + zlib.crc32(str(c).encode()) % (table_size - 1) for c in categories],
+        "dense": np.log1p(np.maximum(numbers, 0)),
+        "sparse": np.array(codes, np.int64),
         "labels": float(fields[0]),
     }
 
@@ -98,39 +119,42 @@ def encode_row(fields: list[str | float | None], table_size: int) -> dict[str, A
 def _find_file(path: Path) -> Path:
     if path.is_file():
         return path
-    found = [path / "train.txt", path / "train.txt.gz", *sorted(path.glob("*.csv"))] if path.is_dir() else []
-    for candidate in found:
+    for candidate in (path / "train.txt", path / "train.txt.gz", *sorted(path.glob("*.csv"))):
         if candidate.is_file():
             return candidate
-    raise ValueError(f"dataset={str(path)!r} is neither a file nor a folder with train.txt, train.txt.gz or a .csv.")
+    raise InputError("the folder holds no train.txt, train.txt.gz or .csv; name the file itself", path)
 
 
 def _read_file(path: str, table_size: int, held_out: bool) -> Iterator[dict[str, Any]]:
-    broken = 0
-    with gzip.open(path, "rt") if path.endswith(".gz") else open(path) as lines:
-        for number, line in enumerate(lines, 1):
-            line = line.rstrip("\n")
-            if number == 1 and line.startswith("label"):
-                continue
-            if (number % HELD_OUT_EVERY == 0) != held_out:
-                continue
-            try:
-                yield encode_row(line.split("\t" if "\t" in line else ","), table_size)
-            except BrokenRow as error:
-                broken += 1
-                logger.warning(f"{path}, line {number} is left out: {error}.")
-                if broken > MAX_BROKEN:
-                    raise ValueError(f"{path} has more than {MAX_BROKEN} broken rows.") from None
+    good, broken, problem = 0, 0, ""
+    for number, line in enumerate(read_lines(Path(path)), 1):
+        if number == 1 and line.lower().startswith("label"):
+            continue
+        if (number % HELD_OUT_EVERY == 0) != held_out:
+            continue
+        try:
+            row = encode_row(line.split("\t" if "\t" in line else ","), table_size)
+        except BrokenRow as error:
+            broken, problem = broken + 1, str(error)
+            if broken > MAX_BROKEN:
+                raise InputError(f"{problem}; more than {MAX_BROKEN} rows are broken, {FORM}", path, number) from None
+            if broken <= MAX_NAMED:
+                logger.warning(f"{path}, line {number} is left out: {problem}.")
+        else:
+            good += 1
+            yield row
+    if broken and not good:
+        raise InputError(f"{problem}; all rows are broken, {FORM}", path, number)
 
 
 def _read_hub(name: str, table_size: int, held_out: bool) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(load_dataset(name, split="train", streaming=True), 1):
+    for number, row in enumerate(load_named(name, name, split="train", streaming=True), 1):
         if (number % HELD_OUT_EVERY == 0) == held_out:
             try:
                 yield encode_row(list(row.values()), table_size)
             except BrokenRow as error:
-                raise ValueError(
-                    f"{name}, row {number}: {error}. Needed: label, 13 numbers, 26 categories, in order."
+                raise InputError(
+                    f"dataset={name!r}, row {number}: {error}. Needed: label, 13 numbers, 26 categories, in order."
                 ) from None
 
 

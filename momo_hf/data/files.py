@@ -18,6 +18,7 @@ from momo_hf.errors import InputError
 
 
 GZIP_MAGIC = b"\x1f\x8b"
+EMPTY = "the file is empty; remove it, or fetch it again"
 
 
 def local_path(name: str) -> Path | None:
@@ -39,9 +40,11 @@ def _open(path: Path) -> Iterator[io.BufferedReader]:
     """The bytes of a file, unpacked if it is gzipped, whatever it is called."""
     try:
         with open(path, "rb") as raw:
+            if not raw.peek(1):
+                raise InputError(EMPTY, path)
             packed = raw.peek(2)[:2] == GZIP_MAGIC
             if path.suffix == ".gz" and not packed:
-                raise InputError("its name ends in .gz, but it is no gzip file; rename it, or fetch it again", path)
+                raise InputError("its name ends in .gz, but it is no gzip file; rename it or fetch it again", path)
             yield io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"the gzip file is damaged or not whole ({error}); fetch it again", path) from error
@@ -81,7 +84,7 @@ def read_lines(path: Path) -> Iterator[str]:
                 ) from error
             yield text.removesuffix("\n").removesuffix("\r")
     if number == 0:
-        raise InputError("the file is empty", path)
+        raise InputError(EMPTY, path)
 
 
 def stream_to_disk(
@@ -90,16 +93,19 @@ def stream_to_disk(
     """Write rows to datasets' cache as they come, and read them from there: the memory does not grow with the files.
 
     Args:
-        rows: a function of a module that yields rows.
+        rows: a function of a module that takes `files`, a tuple of paths as text, and yields rows.
         features: their columns.
         files: what is read; a file that has changed since is read again.
-        options: arguments of `rows`; tuples instead of lists, which `datasets` would split among processes.
+        options: further arguments of `rows`; tuples instead of lists, which `datasets` would split among processes.
 
     Raises:
         InputError: that of `rows`, or there is no row.
     """
     state = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     fingerprint = Hasher.hash([inspect.getsource(rows), features, state, options])
+    options["files"] = tuple(map(str, files))
+    if next(rows(**options), None) is None:
+        raise InputError("no row that is more than blank", " and ".join(options["files"]))
     try:
         return Dataset.from_generator(rows, features, gen_kwargs=options, fingerprint=fingerprint)
     except DatasetGenerationError as error:
@@ -108,7 +114,7 @@ def stream_to_disk(
         raise
 
 
-def load_named(name: str, *args: Any, **options: Any) -> Any:
+def load_named(name: str, /, *args: Any, **options: Any) -> Any:
     """`datasets.load_dataset` of a builder or a Hub name.
 
     Args:

@@ -8,6 +8,7 @@ import pytest
 from scipy.optimize import minimize
 
 from momo_hf.data.clicks import BrokenRow, encode_row, load_clicks, synthetic_clicks
+from momo_hf.errors import InputError
 
 
 FIELDS = ["1", "3", "", "-1", *["0"] * 10, "05db9164", "", *["68fd1e64"] * 24]
@@ -20,8 +21,8 @@ def test_a_row():
     assert len(set(row["sparse"][2:])) == 1 and all(0 < c < 100 for c in row["sparse"][2:])
     # A category that was never seen has a place too, and the same one every time.
     unseen = ["0", *[""] * 13, *["never seen"] * 26]
-    assert encode_row(unseen, 100)["sparse"] == encode_row(unseen, 100)["sparse"]
-    assert encode_row([0, *[None] * 39], 100)["sparse"] == [0] * 26
+    np.testing.assert_array_equal(encode_row(unseen, 100)["sparse"], encode_row(unseen, 100)["sparse"])
+    assert encode_row([0, *[None] * 39], 100)["sparse"].tolist() == [0] * 26
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,8 @@ def test_a_row():
         (FIELDS[:-1], "39 fields instead of 40"),
         (["2", *FIELDS[1:]], "label is '2'"),
         (["1", "x", *FIELDS[2:]], "could not convert"),
-        (["1", "inf", *FIELDS[2:]], "not finite"),
+        (["1", "inf", *FIELDS[2:]], "'inf' is not finite"),
+        (["1", "1", "1e300", *FIELDS[3:]], "'1e300' is not finite in 32 bits"),
     ],
 )
 def test_broken_rows(fields, message):
@@ -58,15 +60,38 @@ def test_files_are_streamed_and_broken_lines_named(tmp_path, form, caplog):
     np.testing.assert_allclose(first, 1, rtol=1e-6)
     held_out = np.expm1(np.array(clicks.validation["dense"][:])[:, 0])
     np.testing.assert_allclose(held_out, [9, 19, 29] if form.endswith("csv") else [10, 20, 30], rtol=1e-5)
-    assert list(clicks.train)[3]["sparse"] == train[3]["sparse"]
+    np.testing.assert_array_equal(list(clicks.train)[3]["sparse"], train[3]["sparse"])
 
 
-def test_a_wrong_file_is_named(tmp_path):
-    (tmp_path / "train.txt").write_text("hello\n" * 1000)
-    with pytest.raises(ValueError, match="more than 100 broken rows"):
-        list(load_clicks(str(tmp_path), 100, max_eval_samples=1).train)
-    with pytest.raises(ValueError, match="neither a file nor a folder"):
-        load_clicks(str(tmp_path / "nothing"), 100)
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (["hello"] * 1010, "train.txt, line 1010: 1 fields instead of 40; more than 100 rows are broken"),
+        (["hello"] * 50, "train.txt, line 50: 1 fields instead of 40; all rows are broken"),
+        (["\t".join(FIELDS)] * 9, "no row to hold out: every 10th is, so 10 good rows are the least"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path, lines, message, caplog):
+    (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=message):
+        load_clicks(str(tmp_path), 100)
+    assert len(caplog.records) <= 10
+
+
+def test_ten_rows_are_enough(tmp_path):
+    (tmp_path / "log.txt").write_text("\n".join(["\t".join(FIELDS)] * 10))
+    clicks = load_clicks(str(tmp_path / "log.txt"), 2)
+    assert len(clicks.validation) == 1 and len(list(clicks.train)) == 9
+    with pytest.raises(InputError, match="holds no train.txt.*name the file itself"):
+        load_clicks(str(tmp_path), 100)
+
+
+@pytest.mark.parametrize("name", ["demo", "log.txt"])
+def test_numbers_out_of_range_are_named(name):
+    with pytest.raises(InputError, match="table_size=1 .* must be 2 or more"):
+        load_clicks(name, 1)
+    with pytest.raises(InputError, match="max_eval_samples=0 .* must be 1 or more"):
+        load_clicks(name, 100, 0)
 
 
 def test_the_best_log_loss_of_the_demo_is_beyond_a_linear_model():
