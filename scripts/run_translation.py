@@ -8,7 +8,6 @@ A config file holds any argument of the dataclasses below and of transformers' S
 line goes on top.
 """
 
-import itertools
 import logging
 import sys
 import time
@@ -108,8 +107,9 @@ def new_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_leng
 def load_model(args: ModelArguments, data: DatasetDict, max_length: int):
     """The tokenizer and the model: of a checkpoint, or new and sized by the arguments."""
     if args.model_name_or_path is None:
-        texts = itertools.chain(data["train"]["source"], data["train"]["target"])
-        tokenizer = train_bpe(texts, args.vocab_size, max_length)
+        train = data["train"]
+        texts = (batch[side] for side in ("source", "target") for batch in train.select_columns(side).iter(1000))
+        tokenizer = train_bpe(texts, args.vocab_size, max_length, 2 * len(train))
         return tokenizer, new_model(args, tokenizer, max_length)
     options = {"trust_remote_code": args.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **options)
