@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from datasets import Dataset
+from datasets.utils import tqdm
 from torch.utils.data import StackDataset
 from transformers import (
     AutoConfig,
@@ -29,7 +30,7 @@ from transformers import (
 from momo_hf import MomoTrainer
 from momo_hf.data.images import load_images
 from momo_hf.data.transforms import ImageTransform
-from momo_hf.errors import run_main
+from momo_hf.errors import InputError, run_main
 from momo_hf.metrics import Accuracy
 from momo_hf.models.vision import OWN_MODELS
 from momo_hf.runs import parse_run, write_results
@@ -95,7 +96,9 @@ def prepare(data: Dataset, transform: ImageTransform, limit: int | None) -> Data
     random = transform.flip or transform.padding or transform.resized_crop
     if random or 4 * len(data) * transform.channels * transform.size**2 > IN_MEMORY:
         return data.with_transform(transform.rows(labels="label"))
-    pixels = torch.stack([transform(image) for image in data["image"]])
+    pixels = torch.empty(len(data), transform.channels, transform.size, transform.size)
+    for number, image in enumerate(tqdm(data["image"], desc="Images")):
+        pixels[number] = transform(image)
     return StackDataset(pixel_values=pixels, labels=torch.tensor(data["label"][:]))
 
 
@@ -107,9 +110,12 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(args.seed)
 
     data = load_images(data_args.dataset, data_args.image_column, data_args.label_column)
-    if "label" not in data["train"].features:
-        raise ValueError(f"dataset={data_args.dataset!r} has no column of classes; name one with --label_column.")
-    labels = data["train"].features["label"].names
+    labels = data["train"].features["label"].names if "label" in data["train"].features else []
+    if len(labels) < 2:
+        raise InputError(
+            f"dataset={data_args.dataset!r} has {len(labels) or 'no'} class: give every class a folder of its own "
+            "(train/cat, train/dog), or name a column of classes with --label_column."
+        )
     still = ImageTransform(
         data_args.resolution, data_args.image_channels, tuple(data_args.image_mean), tuple(data_args.image_std)
     )

@@ -1,13 +1,45 @@
 """Image datasets: handwritten digits that come with scikit-learn, idx files (the MNIST format), a folder, the Hub."""
 
-import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
+import PIL.Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from momo_hf.data.files import load_named, local_path
+from momo_hf.data.idx import find_idx, load_idx
+from momo_hf.errors import InputError
 
 
 HELD_OUT = 0.2
+WHITE_16 = 65535
+
+
+class NamedImage(Image):
+    """An image column of 8 bits a channel, whose pictures are named when they cannot be read."""
+
+    def decode_example(self, value: Any, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
+        try:
+            return eight_bits(super().decode_example(value, token_per_repo_id))
+        except Exception as error:  # PIL raises errors of any kind for damaged pictures
+            name = value.get("path") if isinstance(value, dict) else None
+            problem = f"the picture cannot be read ({type(error).__name__}: {error}); remove it or save it anew"
+            raise InputError(problem, name or "a picture without a file name") from error
+
+
+def eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A grey picture of 16 bits as one of 8, which PIL's own conversion would make white; any other as it is.
+
+    Raises:
+        ValueError: its values are floating-point numbers or have more than 16 bits, so that white is not known.
+    """
+    if image.mode[0] not in "IF":
+        return image
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > WHITE_16:
+        raise ValueError("its values are not of 8 or 16 bits")
+    return PIL.Image.fromarray(np.round(pixels * (255 / WHITE_16)).astype(np.uint8))
 
 
 def load_images(
@@ -27,25 +59,31 @@ def load_images(
         `text`. Without a validation or test split a fifth is held out: of idx files the last, otherwise a random one.
 
     Raises:
-        ValueError: there are no images under this name, or a column is missing.
+        InputError: there are no images under this name, a file is damaged, or a column is missing.
     """
-    folder = Path(name)
     if name == "demo":
         return _digits()
-    if folder.is_dir() and (list(folder.glob("*-images-idx3-ubyte*"))):
-        return _idx_folder(folder)
-    if folder.is_dir():
-        data = load_dataset("imagefolder", data_dir=str(folder))
-    elif name.startswith((".", "/", "~")):
-        raise ValueError(f"The folder dataset={name!r} does not exist.")
-    else:
-        data = load_dataset(name)
+    folder = local_path(name)
+    if folder is None:
+        return _named(load_named(name, name), name, image_column, label_column, text_column)
+    if not folder.is_dir():
+        raise InputError("is a file; `dataset` takes the folder that it is in", folder)
+    parts = find_idx(folder)
+    if parts:
+        return load_idx(parts, HELD_OUT)
+    _check_names(folder)
+    data = load_named(name, "imagefolder", data_dir=str(folder))
     return _named(data, name, image_column, label_column, text_column)
 
 
-def _dataset(images: np.ndarray, labels: np.ndarray) -> Dataset:
-    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
-    return Dataset.from_dict({"image": list(images), "label": labels.tolist()}, features=features)
+def _check_names(folder: Path) -> None:
+    """Folders whose names differ only in case are one class where files were copied to Windows or macOS, two on Linux."""
+    for parent in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        names: dict[str, str] = {}
+        for path in sorted(path for path in parent.iterdir() if path.is_dir()):
+            other = names.setdefault(path.name.lower(), path.name)
+            if other != path.name:
+                raise InputError(f"its folders {other!r} and {path.name!r} differ only in case; rename one", parent)
 
 
 def _digits() -> DatasetDict:
@@ -55,69 +93,36 @@ def _digits() -> DatasetDict:
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     # In the order of the file a writer's digits stand together, so a split there would separate the writers.
     order = np.random.default_rng(0).permutation(len(images))
-    held_out = order[:300]
-    kept = order[300:]
-    return DatasetDict(
-        train=_dataset(images[kept], digits.target[kept]),
-        validation=_dataset(images[held_out], digits.target[held_out]),
-    )
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
 
+    def part(which: np.ndarray) -> Dataset:
+        columns = {"image": list(images[which]), "label": digits.target[which].tolist()}
+        return Dataset.from_dict(columns, features=features)
 
-def _idx_folder(folder: Path) -> DatasetDict:
-    parts = {}
-    for prefix, split in (("train", "train"), ("t10k", "validation")):
-        found = sorted(folder.glob(f"{prefix}-images-idx3-ubyte*"))
-        if found:
-            images = read_idx(found[0])
-            labels_path = found[0].with_name(found[0].name.replace("images-idx3", "labels-idx1"))
-            if not labels_path.is_file():
-                raise ValueError(f"{found[0].name} has no labels beside it: {labels_path} is missing.")
-            parts[split] = (images, read_idx(labels_path))
-    if len(parts) == 1:
-        ((images, labels),) = parts.values()
-        cut = round(len(images) * (1 - HELD_OUT))
-        parts = {"train": (images[:cut], labels[:cut]), "validation": (images[cut:], labels[cut:])}
-    return DatasetDict({split: _dataset(*part) for split, part in parts.items()})
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Read an idx file of unsigned bytes, the format of MNIST.
-
-    Args:
-        path: the file, gzipped if its name ends in `.gz`.
-
-    Returns:
-        An array of uint8 in the shape that the file says.
-
-    Raises:
-        ValueError: it is not such a file.
-    """
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is not an idx file of unsigned bytes: it starts with {content[:4]!r}.")
-    dimensions = content[3]
-    start = 4 + 4 * dimensions
-    shape = tuple(np.frombuffer(content, ">u4", dimensions, 4).tolist())
-    if len(content) - start != np.prod(shape, dtype=np.int64):
-        raise ValueError(f"{path} should hold {shape} bytes after its head, but holds {len(content) - start}.")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return DatasetDict(train=part(order[300:]), validation=part(order[:300]))
 
 
 def _named(data: DatasetDict, name: str, image: str | None, label: str | None, text: str | None) -> DatasetDict:
+    if "train" not in data:
+        raise InputError(f"dataset={name!r} has no split `train`, only {list(data)}; name its folder `train`.")
     features = data["train"].features
     image = image or next((key for key, kind in features.items() if isinstance(kind, Image)), None)
     label = label or next((key for key, kind in features.items() if isinstance(kind, ClassLabel)), None)
     chosen = {"image": image, "label": label, "text": text}
     for role, key in chosen.items():
         if key not in features and (key is not None or role == "image"):
-            raise ValueError(f"dataset={name!r} has no column {key!r} for `{role}_column`; it has {list(features)}.")
+            raise InputError(f"dataset={name!r} has no column {key!r} for `{role}_column`; it has {list(features)}.")
     chosen = {key: role for role, key in chosen.items() if key is not None}
     data = data.select_columns(list(chosen)).rename_columns({key: role for key, role in chosen.items() if key != role})
+    if not isinstance(data["train"].features["image"], Image):
+        raise InputError(f"dataset={name!r}: the column {image!r} holds no images; name another with `image_column`.")
     if "label" in data["train"].features and isinstance(data["train"].features["label"], Value):
         data = data.class_encode_column("label")
     if "validation" not in data and "test" in data:
         data["validation"] = data["test"]
     if "validation" not in data:
+        if len(data["train"]) < 2:
+            raise InputError(f"dataset={name!r} holds one image; one more is needed to hold it out.")
         split = data["train"].train_test_split(HELD_OUT, seed=0)
         data = DatasetDict(train=split["train"], validation=split["test"])
-    return DatasetDict(train=data["train"], validation=data["validation"])
+    return DatasetDict(train=data["train"], validation=data["validation"]).cast_column("image", NamedImage())

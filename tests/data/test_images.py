@@ -1,8 +1,5 @@
 """Image datasets from every source, and their transforms against torch and PIL."""
 
-import gzip
-import struct
-
 import numpy as np
 import pytest
 import torch
@@ -10,12 +7,9 @@ from datasets import ClassLabel
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from momo_hf.data.images import load_images, read_idx
+from momo_hf.data.images import load_images
 from momo_hf.data.transforms import ImageTransform
-
-
-def idx(array):
-    return b"\x00\x00\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+from momo_hf.errors import InputError
 
 
 def test_the_demo_is_scikit_learns_digits():
@@ -27,39 +21,7 @@ def test_the_demo_is_scikit_learns_digits():
     assert found == sorted((label, image.tobytes()) for label, image in zip(digits.target, expected))
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_idx_folders(tmp_path, packed):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (10, 5, 5), dtype=np.uint8)
-    labels = np.arange(10, dtype=np.uint8)
-    end = ".gz" if packed else ""
-    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
-        content = idx(array)
-        (tmp_path / f"t10k-{name}-ubyte{end}").write_bytes(gzip.compress(content) if packed else content)
-    data = load_images(str(tmp_path))
-    # One file alone is cut in its order: 80 % to train, the rest to validate.
-    assert data["train"]["label"][:] == list(range(8)) and data["validation"]["label"][:] == [8, 9]
-    assert np.array_equal(np.asarray(data["validation"][1]["image"]), images[9])
-    for name, array in (("images-idx3", images[:3]), ("labels-idx1", labels[:3])):
-        (tmp_path / f"train-{name}-ubyte").write_bytes(idx(array))
-    assert load_images(str(tmp_path)).num_rows == {"train": 3, "validation": 10}
-
-
-def test_wrong_idx_files_are_named(tmp_path):
-    path = tmp_path / "t10k-images-idx3-ubyte"
-    path.write_bytes(b"hello")
-    with pytest.raises(ValueError, match="not an idx file"):
-        read_idx(path)
-    path.write_bytes(idx(np.zeros((2, 3, 3), np.uint8))[:-1])
-    with pytest.raises(ValueError, match=r"should hold \(2, 3, 3\) bytes.*holds 17"):
-        read_idx(path)
-    path.write_bytes(idx(np.zeros((2, 3, 3), np.uint8)))
-    with pytest.raises(ValueError, match="labels-idx1-ubyte is missing"):
-        load_images(str(tmp_path))
-
-
-def test_image_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_image_folders(tmp_path):
     for label in ("cat", "dog"):
         (tmp_path / "data" / label).mkdir(parents=True)
         for i in range(5):
@@ -67,10 +29,89 @@ def test_image_folders(tmp_path, monkeypatch):
     data = load_images(str(tmp_path / "data"))
     assert data.num_rows == {"train": 8, "validation": 2}
     assert data["train"].features["label"] == ClassLabel(names=["cat", "dog"])
-    with pytest.raises(ValueError, match="no column 'picture' for `image_column`"):
+    with pytest.raises(InputError, match="no column 'picture' for `image_column`"):
         load_images(str(tmp_path / "data"), image_column="picture")
-    with pytest.raises(ValueError, match="'./nowhere' does not exist"):
+    with pytest.raises(InputError, match="'./nowhere' does not exist"):
         load_images("./nowhere")
+
+
+def pictures(folder, number=5):
+    for label in ("cat", "dog"):
+        (folder / "train" / label).mkdir(parents=True)
+        for i in range(number):
+            Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / "train" / label / f"{i}.png")
+
+
+def test_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pictures(tmp_path / "pets")
+    assert load_images("~/pets").num_rows == {"train": 8, "validation": 2}
+    with pytest.raises(InputError, match=r"'~/cars' does not exist \(looked for .*/cars\)"):
+        load_images("~/cars")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", None])
+def test_damaged_pictures_are_named(tmp_path, content):
+    pictures(tmp_path)
+    path = tmp_path / "train" / "dog" / "3.png"
+    path.write_bytes(path.read_bytes()[:40] if content is None else content)
+    data = load_images(str(tmp_path))
+    with pytest.raises(InputError, match=r"train/dog/3.png: the picture cannot be read .*; remove it or save it anew"):
+        [image for part in data.values() for image in part["image"]]
+
+
+@pytest.mark.parametrize("number, message", [(0, "datasets says: "), (None, "is a file; `dataset` takes the folder")])
+def test_folders_without_pictures(tmp_path, number, message):
+    folder = tmp_path / "data"
+    folder.write_text("x") if number is None else pictures(folder, number)
+    with pytest.raises(InputError, match=message):
+        load_images(str(folder))
+
+
+def test_folders_whose_names_differ_only_in_case(tmp_path):
+    pictures(tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / "train" / "cat" / "0.PNG")
+    data = load_images(str(tmp_path))
+    assert sum(data.num_rows.values()) == 11  # names of pictures may
+    (tmp_path / "train" / "Dog").mkdir()
+    with pytest.raises(InputError, match="train: its folders 'Dog' and 'dog' differ only in case; rename one"):
+        load_images(str(tmp_path))
+
+
+def read_back(tmp_path, image, name, **options):
+    """The picture as the loader gives it, beside a second one."""
+    (tmp_path / "train").mkdir()
+    image.save(tmp_path / "train" / name, **options)
+    Image.new("L", (2, 2)).save(tmp_path / "train" / "z.png")
+    data = load_images(str(tmp_path))
+    return next(x for part in data.values() for x in part["image"] if x.size == image.size)
+
+
+def test_cmyk(tmp_path):
+    inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0]], [[0, 255, 255, 0], [0, 0, 0, 255]]], np.uint8)
+    image = read_back(tmp_path, Image.fromarray(np.kron(inks, np.ones((8, 8, 1), np.uint8)), "CMYK"), "a.tif")
+    colours = (ImageTransform(16)(image).permute(1, 2, 0)[4::8, 4::8] + 1) * 127.5
+    expected = [[[255, 255, 255], [0, 255, 255]], [[255, 0, 0], [0, 0, 0]]]  # white, cyan, red, black
+    torch.testing.assert_close(colours, torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("dtype, name", [(np.uint16, "a.png"), (np.uint16, "a.tif"), (np.int32, "a.tif")])
+def test_sixteen_bits(tmp_path, dtype, name):
+    values = np.array([[0, 257 * 100, 65535]], dtype)
+    image = read_back(tmp_path, Image.fromarray(values), name)
+    assert np.asarray(image).tolist() == [[0, 100, 255]]
+
+
+@pytest.mark.parametrize("values", [np.array([[0, 70000, 1]], np.int32), np.array([[0, 0.5, 1]], np.float32)])
+def test_values_without_a_white_are_refused(tmp_path, values):
+    with pytest.raises(InputError, match="a.tif: the picture cannot be read .*values are not of 8 or 16 bits"):
+        read_back(tmp_path, Image.fromarray(values), "a.tif")
+
+
+def test_of_an_animation_the_first_picture_is_taken(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    image = read_back(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:])
+    assert image.n_frames == 2 and image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_transforms():
