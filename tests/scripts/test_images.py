@@ -104,6 +104,27 @@ def test_finetune_text_to_image(run_script, tmp_path, rank):
     assert (image(before) != image(after)).any()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_and_too_few_classes(run_script, tmp_path, monkeypatch, workers):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    script = ["scripts/run_image_classification.py", "configs/image_classification/demo.yaml", *QUIET]
+    script += ["--dataset", tmp_path / "data", "--output_dir", tmp_path / "out", "--dataloader_num_workers", workers]
+    (tmp_path / "data" / "train" / "cat").mkdir(parents=True)
+    for i in range(10):
+        Image.new("L", (8, 8), i).save(tmp_path / "data" / "train" / "cat" / f"{i}.png")
+    message = "has no class: give every class a folder of its own"
+    if workers:
+        (tmp_path / "data" / "train" / "dog").mkdir()
+        for i in range(10):
+            (tmp_path / "data" / "train" / "dog" / f"{i}.png").write_bytes(b"")
+        script += ["--random_flip", "True"]  # so that pictures are read by the worker
+        message = ".png: the picture cannot be read"
+    result = run_script(*script, check=False)
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 2 and last.startswith("run_image_classification.py: error: ") and message in last
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

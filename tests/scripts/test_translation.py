@@ -72,8 +72,11 @@ def test_train_resume_and_use(run_script, tmp_path):
         (["configs/translation/none.yaml"], "config file configs/translation/none.yaml does not exist"),
         (["configs/translation/demo.yaml", "--optim", "adamm"], "invalid choice: 'adamm'"),
         (["configs/translation/demo.yaml", "--dataset", "./nowhere"], "'./nowhere' does not exist"),
+        (["configs/translation/demo.yaml", "--lerning_rate", "1"], "did you mean 'learning_rate'?"),
     ],
 )
 def test_wrong_arguments_are_named(run_script, arguments, message, tmp_path):
     result = run_script("scripts/run_translation.py", *arguments, check=False)
-    assert result.returncode != 0 and message in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 2 and last.startswith("run_translation.py: error: ") and message in last
+    assert "Traceback" not in result.stderr
