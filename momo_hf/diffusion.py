@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from datasets.utils import tqdm
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from diffusers.utils import make_image_grid
@@ -82,7 +83,8 @@ def held_out_loss(accelerator: Accelerator, batches: Iterable, losses_of: Callab
         batches: the loader.
         losses_of: from a batch to one loss per sample.
     """
-    losses = [accelerator.gather_for_metrics(losses_of(batch)) for batch in batches]
+    bar = tqdm(batches, desc="Held-out loss", leave=False, disable=not accelerator.is_local_main_process)
+    losses = [accelerator.gather_for_metrics(losses_of(batch)) for batch in bar]
     return torch.cat(losses).double().mean().item()
 
 

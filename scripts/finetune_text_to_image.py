@@ -192,7 +192,8 @@ def main(argv: list[str] | None = None) -> None:
         with accelerator.main_process_first():
             path = make_demo_pipeline(output / "demo-pipeline", steps=model_args.demo_steps)
     pipeline = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, requires_safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
+    silent = args.disable_tqdm or not accelerator.is_local_main_process
+    pipeline.set_progress_bar_config(disable=silent, desc="Samples", leave=False)
     pipeline.to(accelerator.device)
     tokenizer, vae, noise_scheduler = pipeline.tokenizer, pipeline.vae, training_scheduler(pipeline.scheduler)
     judge = DigitJudge() if model_args.model == "demo" else None

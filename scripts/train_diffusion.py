@@ -127,7 +127,8 @@ def main(argv: list[str] | None = None) -> None:
             run.log({"eval_loss": loss})
             # Every process samples, because under FSDP each one holds a part of the model.
             pipeline = DDIMPipeline(accelerator.unwrap_model(model), DDIMScheduler.from_config(noise_scheduler.config))
-            pipeline.set_progress_bar_config(disable=True)
+            silent = args.disable_tqdm or not accelerator.is_local_main_process
+            pipeline.set_progress_bar_config(disable=silent, desc="Samples", leave=False)
             images = pipeline(
                 batch_size=data_args.samples,
                 generator=torch.Generator().manual_seed(args.seed),

@@ -13,6 +13,7 @@ from babel.dates import format_date, format_time, format_timedelta
 from babel.lists import format_list
 from babel.numbers import format_currency, format_decimal, format_percent, get_currency_name
 from babel.units import format_unit
+from datasets.utils import tqdm
 
 
 Pair = dict[str, str]
@@ -187,11 +188,13 @@ def sentence_pairs(sizes: dict[str, int], seed: int = 0) -> dict[str, list[Pair]
     seen: set[str] = set()
     rng = random.Random(seed)
     splits: dict[str, list[Pair]] = {}
-    for split, size in sizes.items():
-        pairs = splits[split] = []
-        while len(pairs) < size:
-            pair = sentence_pair(rng.getrandbits(64))
-            if seen.isdisjoint(pair.values()):
-                seen.update(pair.values())
-                pairs.append(pair)
+    with tqdm(total=sum(sizes.values()), desc="Writing sentence pairs") as bar:
+        for split, size in sizes.items():
+            pairs = splits[split] = []
+            while len(pairs) < size:
+                pair = sentence_pair(rng.getrandbits(64))
+                if seen.isdisjoint(pair.values()):
+                    seen.update(pair.values())
+                    pairs.append(pair)
+                    bar.update()
     return splits
