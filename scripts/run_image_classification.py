@@ -78,7 +78,11 @@ class ModelArguments:
 
 def load_model(args: ModelArguments, data: DataArguments, labels: list[str]) -> PreTrainedModel:
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    options = {"num_channels": data.image_channels, "image_size": data.resolution, **json.loads(args.model_options)}
+    try:
+        given = json.loads(args.model_options)
+    except json.JSONDecodeError as error:
+        raise InputError(f"model_options={args.model_options!r} is not JSON: {error}") from error
+    options = {"num_channels": data.image_channels, "image_size": data.resolution, **given}
     if args.model in OWN_MODELS:
         config_class, model_class = OWN_MODELS[args.model]
         return model_class(config_class(**names, **options))

@@ -80,8 +80,10 @@ def test_wrong_files_are_named(tmp_path, lines, message, caplog):
 
 def test_ten_rows_are_enough(tmp_path):
     (tmp_path / "log.txt").write_text("\n".join(["\t".join(FIELDS)] * 10))
-    clicks = load_clicks(str(tmp_path / "log.txt"), 2)
+    clicks = load_clicks(str(tmp_path / "log.txt"), 1000)
     assert len(clicks.validation) == 1 and len(list(clicks.train)) == 9
+    (tmp_path / "windows.txt").write_text("\r\n".join(["\t".join(FIELDS)] * 10))
+    np.testing.assert_equal(list(load_clicks(str(tmp_path / "windows.txt"), 1000).train), list(clicks.train))
     with pytest.raises(InputError, match="holds no train.txt.*name the file itself"):
         load_clicks(str(tmp_path), 100)
 
