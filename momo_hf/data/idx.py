@@ -21,18 +21,18 @@ def find_idx(folder: Path) -> dict[str, Path]:
     """The files with images, by split (`train`, `validation`).
 
     Raises:
-        InputError: they belong to several sets.
+        InputError: they are of several sets, or two are for one split.
     """
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.iterdir(), reverse=True):  # a file that was unpacked goes before its .gz
         match = IMAGES.fullmatch(path.name)
         if match:
-            split = "train" if match["part"] == "train" else "validation"
-            found.setdefault(match["set"] or "", {})[split] = path
-    if len(found) > 1:
+            found.setdefault(match["set"] or "", {})[match["part"]] = path
+    if len(found) > 1 or any({"test", "t10k"} <= parts.keys() for parts in found.values()):
         names = ", ".join(path.name for parts in found.values() for path in parts.values())
         raise InputError(f"holds more than one set of idx files: {names}; give each a folder of its own", folder)
-    return next(iter(found.values()), {})
+    parts = next(iter(found.values()), {})
+    return {"train" if part == "train" else "validation": path for part, path in parts.items()}
 
 
 def load_idx(parts: dict[str, Path], held_out: float) -> DatasetDict:
@@ -52,7 +52,9 @@ def load_idx(parts: dict[str, Path], held_out: float) -> DatasetDict:
     data = {split: stream_to_disk(idx_rows, features, pair) for split, pair in files.items()}
     if len(data) == 1:
         (whole,) = data.values()
-        cut = round(len(whole) * (1 - held_out))
+        cut = min(round(len(whole) * (1 - held_out)), len(whole) - 1)
+        if cut == 0:
+            raise InputError("holds one image; one more is needed to hold it out", *parts.values())
         data = {"train": whole.select(range(cut)), "validation": whole.select(range(cut, len(whole)))}
     return DatasetDict(data)
 

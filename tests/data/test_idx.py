@@ -86,3 +86,14 @@ def test_names_with_a_dot(tmp_path):
     for path in list(tmp_path.iterdir()):
         path.rename(tmp_path / path.name.replace("-idx", ".idx"))
     assert load_images(str(tmp_path)).num_rows == {"train": 4, "validation": 1}
+
+
+def test_two_sets_to_evaluate_on_and_too_few_images(tmp_path):
+    write_set(tmp_path, "test", [1])
+    with pytest.raises(InputError, match="test-images-idx3-ubyte: holds one image; one more is needed"):
+        load_images(str(tmp_path))
+    write_set(tmp_path, "test", [1, 2])
+    assert load_images(str(tmp_path)).num_rows == {"train": 1, "validation": 1}
+    write_set(tmp_path, "t10k", [1, 2])
+    with pytest.raises(InputError, match="more than one set of idx files: test-images.*, t10k-images"):
+        load_images(str(tmp_path))
