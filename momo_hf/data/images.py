@@ -14,6 +14,11 @@ from momo_hf.errors import InputError
 
 HELD_OUT = 0.2
 WHITE_16 = 65535
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 
 
 class NamedImage(Image):
@@ -72,7 +77,12 @@ def load_images(
     if parts:
         return load_idx(parts, HELD_OUT)
     _check_names(folder)
-    data = load_named(name, "imagefolder", data_dir=str(folder))
+    # With patterns of our own: datasets would try 45, and walk the whole folder for each.
+    patterns = {
+        split: [f"{part}/**" for part in parts if (folder / part).is_dir()] for split, parts in SPLIT_FOLDERS.items()
+    }
+    patterns = {split: found for split, found in patterns.items() if found} or {"train": ["**"]}
+    data = load_named(name, "imagefolder", data_dir=str(folder), data_files=patterns)
     return _named(data, name, image_column, label_column, text_column)
 
 

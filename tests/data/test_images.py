@@ -42,6 +42,33 @@ def pictures(folder, number=5):
             Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / "train" / label / f"{i}.png")
 
 
+@pytest.mark.parametrize("held_out", ["val", "testing"])
+def test_folders_of_splits(tmp_path, held_out):
+    pictures(tmp_path)
+    for label, number in (("cat", 2), ("dog", 1)):
+        (tmp_path / held_out / label).mkdir(parents=True)
+        for i in range(number):
+            Image.new("RGB", (4, 4), (i, 9, 0)).save(tmp_path / held_out / label / f"{i}.jpg")
+    data = load_images(str(tmp_path))
+    assert data.num_rows == {"train": 10, "validation": 3}
+    assert data["validation"]["label"][:] == [0, 0, 1]
+    (tmp_path / "train").rename(tmp_path / "test")
+    with pytest.raises(InputError, match="has no split `train`, only"):
+        load_images(str(tmp_path))
+
+
+def test_captions(tmp_path):
+    for i in range(5):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,number {i}\n" for i in range(5)))
+    data = load_images(str(tmp_path), text_column="text")
+    rows = sorted((row["text"], row["image"].getpixel((0, 0))[0]) for part in data.values() for row in part)
+    assert rows == [(f"number {i}", i) for i in range(5)]
+    (tmp_path / "metadata.csv").write_text("name,text\n0.png,one\n")
+    with pytest.raises(InputError, match="datasets says: ValueError: .*file_name"):
+        load_images(str(tmp_path), text_column="text")
+
+
 def test_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     pictures(tmp_path / "pets")
