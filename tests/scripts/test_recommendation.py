@@ -26,4 +26,4 @@ def test_the_demo_and_a_streamed_file(run_script, tmp_path, monkeypatch):
     assert AutoModel.from_pretrained(tmp_path / "file").config.table_size == 100
 
     result = run_script(*script, *options[:4], check=False)
-    assert result.returncode == 2 and "give --max_steps" in result.stderr.splitlines()[-1]
+    assert result.returncode != 0 and "give --max_steps" in result.stderr
