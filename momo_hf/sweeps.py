@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import runpy
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 HEARTBEAT = 30  # seconds; a trial that is silent for four of them is given to another worker
+OPEN = (TrialState.WAITING, TrialState.RUNNING)
+HOLDING = (*OPEN, TrialState.COMPLETE)  # states of a trial whose point no other one may take
 HISTORY = ("step", "loss", "momo/effective_lr")
 
 
@@ -89,13 +92,8 @@ class Sweep:
             grace_period=4 * HEARTBEAT,
             heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
         )
-        grid = {"learning_rate": self.grids[optimizer], "seed": self.seeds}
         return optuna.create_study(
-            study_name=optimizer,
-            storage=storage,
-            sampler=optuna.samplers.GridSampler(grid),
-            direction=self.direction,
-            load_if_exists=True,
+            study_name=optimizer, storage=storage, direction=self.direction, load_if_exists=True
         )
 
     @property
@@ -128,19 +126,60 @@ def default_lr(options: dict[str, Any]) -> float:
 # ---- Running ----
 
 
+def reserve(sweep: Sweep, name: str, study: optuna.Study) -> None:
+    """Queue every point of an optimizer's grid that no trial of its study holds yet.
+
+    The queue is what makes a point run once: optuna hands a waiting trial to one worker, while its samplers, the one for
+    grids included, can give two workers the same point. Two that fill the queue at once may queue a point twice; of
+    these the trial with the lower number holds it, see `holds_its_point`.
+    """
+    held = {point(trial) for trial in study.get_trials(deepcopy=False, states=HOLDING)}
+    for lr in sweep.grids[name]:
+        for seed in sweep.seeds:
+            if (lr, seed) not in held:
+                study.enqueue_trial({"learning_rate": lr, "seed": seed})
+
+
+def point(trial: FrozenTrial) -> tuple[float, int] | None:
+    """Learning rate and seed that a trial has, or is queued for."""
+    params = trial.system_attrs.get("fixed_params", trial.params)
+    return (params["learning_rate"], params["seed"]) if {"learning_rate", "seed"} <= set(params) else None
+
+
+def holds_its_point(study: optuna.Study, number: int) -> bool:
+    """Whether a trial has a point that no earlier one waits for, runs or has run. Numbers are given out one by one."""
+    trials = study.get_trials(deepcopy=False)
+    mine = next(point(trial) for trial in trials if trial.number == number)
+    earlier = (point(trial) for trial in trials if trial.number < number and trial.state in HOLDING)
+    return mine is not None and mine not in earlier
+
+
 def work(sweep: Sweep, worker: int) -> None:
-    """Take runs from all studies until none is left; workers start with different optimizers."""
+    """Take runs from all studies until none is left, or running elsewhere; workers start with different optimizers."""
     main = runpy.run_path(sweep.script, run_name="sweep")["main"]
     names = list(sweep.optimizers)
     turn = worker % len(names)
-    for name in names[turn:] + names[:turn]:
-        study = sweep.study(name)
-        if not study.sampler.is_exhausted(study):
-            study.optimize(lambda trial, name=name: run_trial(sweep, name, main, trial))
+    studies = {name: sweep.study(name) for name in names[turn:] + names[:turn]}
+    for name, study in studies.items():
+        reserve(sweep, name, study)
+    while True:
+        for name, study in studies.items():
+            while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                study.optimize(lambda trial, name=name: run_trial(sweep, name, main, trial), n_trials=1)
+            optuna.storages.fail_stale_trials(study)
+        if not any(point(t) for study in studies.values() for t in study.get_trials(deepcopy=False, states=OPEN)):
+            return
+        time.sleep(1)  # if the worker of one of them dies, it comes back into the queue
 
 
 def run_trial(sweep: Sweep, name: str, main: Callable[[list[str]], Any], trial: Trial) -> float:
-    """One run of the task; returns its metric, or the worst value if it diverged or crashed, which is noted."""
+    """One run of the task; returns its metric, or the worst value if it diverged or crashed, which is noted.
+
+    Raises:
+        TrialPruned: there is nothing to run: another worker was quicker.
+    """
+    if not holds_its_point(trial.study, trial.number):
+        raise optuna.TrialPruned
     lr = trial.suggest_float("learning_rate", 1e-20, 1e20, log=True)
     seed = trial.suggest_int("seed", 0, 2**31)
     folder = Path(sweep.output_dir) / "runs" / name / f"lr{lr:g}-seed{seed}"
@@ -168,6 +207,7 @@ def command(sweep: Sweep, name: str, lr: float, seed: int, folder: Path) -> list
     """The arguments of one run of the script."""
     options = {key: value for key, value in sweep.optimizers[name].items() if key != "learning_rates"}
     options = {**sweep.arguments, **options, "learning_rate": lr, "seed": seed, "output_dir": str(folder)}
+    options["overwrite_output_dir"] = True  # what is there is of a run that was interrupted
     return [sweep.config, *(f"--{key}={value}" for key, value in options.items())]
 
 

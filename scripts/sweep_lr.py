@@ -9,6 +9,7 @@ URL of a database server that optuna knows, and start the command on each.
 import argparse
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from momo_hf.errors import run_main
 from momo_hf.figures import plot_sweep
-from momo_hf.sweeps import Sweep, collect, load_sweep, number_finished, summary, work
+from momo_hf.sweeps import Sweep, collect, load_sweep, number_finished, reserve, summary, work
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     sweep = load_sweep(args.config, output_dir=args.output_dir, storage=args.storage, workers=args.workers)
     if args.worker is not None:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
+        # As Ctrl-C does: the point that is cut off is free at once for the next start.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         work(sweep, args.worker)
         return 0
     failed = 0 if args.show_only else run(sweep, args)
@@ -45,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(sweep: Sweep, args: argparse.Namespace) -> int:
     """Start the workers and wait for them; returns the number of workers that broke down."""
     studies = {name: sweep.study(name) for name in sweep.optimizers}
+    for name, study in studies.items():
+        reserve(sweep, name, study)
     threads = max(1, (os.cpu_count() or 1) // sweep.workers)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     options = ["--output_dir", sweep.output_dir] + (["--storage", sweep.storage] if sweep.storage else [])
@@ -58,7 +63,6 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
             while True:
                 running = any(process.poll() is None for process in processes)
                 bar.update(number_finished(sweep, studies) - bar.n)
-                # At the end workers without a point of their own repeat what another has not finished yet.
                 if not running or bar.n == bar.total:
                     break
                 time.sleep(1)

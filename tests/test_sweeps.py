@@ -2,18 +2,24 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from optuna.trial import TrialState
 
 from momo_hf.figures import plot_sweep
-from momo_hf.sweeps import collect, decades, default_lr, finished, load_sweep, summary, work
+from momo_hf.sweeps import collect, decades, default_lr, finished, load_sweep, point, reserve, summary, work
 
 
 TASK = """
-import json, sys
+import json, os, time
 from pathlib import Path
 
 def main(argv):
@@ -21,9 +27,13 @@ def main(argv):
     lr, seed, folder = float(options["learning_rate"]), int(options["seed"]), Path(options["output_dir"])
     with open(Path(argv[0]).with_name("runs.txt"), "a") as log:
         log.write(f"{options['optim']} {lr:g} {seed}\\n")
+    held = Path(argv[0]).with_name(f"wait-{lr:g}-{seed}")
+    while held.exists():
+        held.write_text(str(os.getpid()))
+        time.sleep(0.05)
     if lr == 10:
         raise RuntimeError("out of memory")
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     value = float("nan") if lr == 1 else lr + seed
     history = [{"step": i, "loss": 1 / i, "momo/effective_lr": lr} for i in range(1, 500)]
     result = {"metrics": {"value": value}, "seconds": 1.0, "history": history}
@@ -77,15 +87,83 @@ def test_every_run_is_a_result(sweep_file):
     assert (sweep_file.parent / "runs.txt").read_text() == before
 
 
-def test_an_interrupted_sweep_continues(sweep_file, monkeypatch):
+WORKER = """
+import signal, sys
+import momo_hf.sweeps as sweeps
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+sweeps.HEARTBEAT = 1
+sweeps.work(sweeps.load_sweep(sys.argv[1]), int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def start_worker(sweep_file):
+    workers = []
+
+    def start(number=0):
+        command = [sys.executable, "-c", WORKER, str(sweep_file), str(number)]
+        with (sweep_file.parent / f"worker-{len(workers)}.log").open("w") as log:
+            workers.append(subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": "."}))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+
+
+def runs(sweep_file):
+    path = sweep_file.parent / "runs.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_two_workers_run_every_point_once_and_one_takes_over_what_the_other_left(sweep_file, start_worker):
+    held = sweep_file.parent / "wait-0.01-1"
+    held.touch()
+    workers = [start_worker(), start_worker()]  # both start with the same study
+    # One is held up by a point; the other does all the rest, and then waits rather than run that point a second time.
+    wait_for(lambda: len(runs(sweep_file)) == 12)
+    time.sleep(2)
+    assert len(set(runs(sweep_file))) == len(runs(sweep_file)) == 12
+    assert [worker.poll() for worker in workers] == [None, None]
+    # Killed, the first one leaves the point to the second.
+    os.kill(int(held.read_text()), signal.SIGKILL)
+    held.unlink()
+    assert sorted(worker.wait(60) for worker in workers) == [-signal.SIGKILL, 0]
+    sweep = load_sweep(sweep_file)
+    assert {name: len(finished(sweep.study(name))) for name in sweep.optimizers} == {"adamw": 8, "momo": 4}
+    assert (
+        sorted(runs(sweep_file)) == sorted([*set(runs(sweep_file)), "adamw_torch 0.01 1"])
+        and len(runs(sweep_file)) == 13
+    )
+
+
+def test_a_stopped_sweep_continues_and_a_point_that_is_queued_twice_runs_once(sweep_file, start_worker):
+    held = sweep_file.parent / "wait-0.01-1"
+    held.touch()
+    worker = start_worker()
+    wait_for(lambda: held.read_text())
+    worker.terminate()
+    assert worker.wait(60) != 0
+    held.unlink()
+    before = runs(sweep_file)
     sweep = load_sweep(sweep_file)
     study = sweep.study("adamw")
-    trial = study.ask()  # a run that was killed: it stays "running" for ever
-    trial.suggest_float("learning_rate", 1e-20, 1e20, log=True)
+    reserve(sweep, "adamw", study)
+    study.enqueue_trial({"learning_rate": 0.01, "seed": 1})  # as another machine may at the same moment
+    # The point was given back when the worker stopped, and not by a heartbeat that failed to come.
+    states = [trial.state for trial in study.get_trials() if point(trial) == (0.01, 1)]
+    assert states == [TrialState.FAIL, TrialState.WAITING, TrialState.WAITING]
     work(sweep, 0)
     assert {name: len(finished(sweep.study(name))) for name in sweep.optimizers} == {"adamw": 8, "momo": 4}
-    runs = (sweep_file.parent / "runs.txt").read_text().splitlines()
-    assert sorted(runs) == sorted(set(runs)) and len(runs) == 12
+    assert sorted(runs(sweep_file)[len(before) :]) == sorted({*runs(sweep_file)} - {*before} | {"adamw_torch 0.01 1"})
 
 
 def test_decades():
