@@ -1,8 +1,8 @@
 """The bookkeeping of a training loop on accelerate: the arguments are the Trainer's, the loop stays in the script."""
 
+import json
 import logging
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +12,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.trainer_utils import get_last_checkpoint
 
 from momo_hf.integrations.accelerate import momo_metrics
+from momo_hf.outputs import rotate, whole_folder, write_json
 
 
 logger = logging.getLogger(__name__)
+
+STATE = "run.json"  # of a run, in its checkpoints
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
@@ -45,8 +49,6 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         )
     level = logging.INFO if accelerator.is_main_process else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
-    if args.report_to:
-        accelerator.init_trackers("run")
     set_seed(args.seed)  # the same model everywhere; `Run` makes the noise differ
     return accelerator
 
@@ -109,20 +111,15 @@ class Run:
         self.history: list[dict[str, float]] = []
         self._steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
         self._losses: list[Tensor] = []
-        accelerator.register_for_checkpointing(self)
+        if args.report_to:
+            accelerator.init_trackers("run")
         optimizer.train()  # schedule-free optimizers ask for it
         set_seed(args.seed, device_specific=True)
         if args.resume_from_checkpoint:
-            self._resume(args.resume_from_checkpoint)
+            self._resume(Path(args.resume_from_checkpoint))
         self._bar = tqdm(
             total=steps, initial=self.step, disable=args.disable_tqdm or not accelerator.is_local_main_process
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "history": self.history}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.history = state["step"], state["history"]
 
     def batches(self) -> Iterator[Any]:
         """Batches, epoch after epoch, until the steps are done; after a resume from where the checkpoint was made."""
@@ -171,6 +168,10 @@ class Run:
         if not all(math.isfinite(value) for value in values.values()):
             logger.warning(f"Step {self.step}: a value is not finite; the run has probably diverged.")
 
+    def logged(self, name: str) -> list[float]:
+        """All values of one name in the history, which outlives a resume."""
+        return [entry[name] for entry in self.history if name in entry]
+
     def is_due(self, what: str) -> bool:
         """Whether `"eval"` or `"save"` is to be done after this step; both are at the end, unless turned off."""
         strategy = str(getattr(self.args, f"{what}_strategy").value)
@@ -180,29 +181,39 @@ class Run:
     def save(self) -> Path:
         """Write `checkpoint-STEP` and remove the oldest ones beyond `save_total_limit`."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.step}"
-        self.accelerator.save_state(str(folder))
-        if self.ema is not None:
-            # One file per process: under FSDP each one averages its own shards.
-            torch.save(self.ema.state_dict(), folder / f"ema_{self.accelerator.process_index}.pt")
-        if self.accelerator.is_main_process and self.args.save_total_limit:
-            found = sorted(folder.parent.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-            for old in found[: -self.args.save_total_limit]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+        state = {"step": self.step, "history": self.history, "processes": self.accelerator.num_processes}
+        with whole_folder(folder, self.args.should_save) as beside:
+            self.accelerator.save_state(str(beside))
+            if self.ema is not None:
+                state["ema"] = self.ema.state_dict()
+                averages = {str(i): _local(p).contiguous() for i, p in enumerate(state["ema"].pop("shadow_params"))}
+                # One file per process: under FSDP each one averages its own shards.
+                save_file(averages, beside / f"ema_{self.accelerator.process_index}.safetensors")
+            if self.args.should_save:
+                write_json(beside / STATE, state)
+        if self.args.should_save:
+            rotate(folder.parent, self.args.save_total_limit)
         return folder
 
-    def _resume(self, checkpoint: str) -> None:
-        if checkpoint == "True":
-            checkpoint = get_last_checkpoint(self.args.output_dir)
-            if checkpoint is None:
-                raise ValueError(f"resume_from_checkpoint=True, but {self.args.output_dir} holds no checkpoint.")
-        if not Path(checkpoint).is_dir():
-            raise ValueError(f"resume_from_checkpoint={checkpoint!r} is not a folder.")
-        self.accelerator.load_state(checkpoint)
+    def _resume(self, checkpoint: Path) -> None:
+        if not (checkpoint / STATE).is_file():
+            raise ValueError(f"resume_from_checkpoint={checkpoint} is no checkpoint of this script: no {STATE} in it.")
+        state = json.loads((checkpoint / STATE).read_text("utf-8"))
+        if state["processes"] != self.accelerator.num_processes:
+            raise ValueError(
+                f"{checkpoint} was made by {state['processes']} processes, and this run has "
+                f"{self.accelerator.num_processes}: schedule, batches and random numbers are counted per process. Start "
+                f"{state['processes']} to go on."
+            )
+        if self.ema is not None and "ema" not in state:
+            raise ValueError(f"{checkpoint} was made without averaged weights; go on with --ema_decay 0.")
+        self.accelerator.load_state(str(checkpoint))
+        self.step, self.history = state["step"], state["history"]
         if self.ema is not None:
-            path = Path(checkpoint) / f"ema_{self.accelerator.process_index}.pt"
-            self.ema.load_state_dict(torch.load(path, map_location="cpu", weights_only=False))
-            self.ema.to(self.accelerator.device)
+            self.ema.load_state_dict(state["ema"])
+            averages = load_file(checkpoint / f"ema_{self.accelerator.process_index}.safetensors")
+            for i, average in enumerate(self.ema.shadow_params):
+                _local(average).copy_(averages[str(i)])
         logger.info(f"Resumed {checkpoint} at step {self.step}.")
 
     def _parameters(self) -> list[Tensor]:
@@ -230,3 +241,7 @@ class Run:
             for model in models:
                 model.train()
             self.optimizer.train()
+
+
+def _local(p: Tensor) -> Tensor:
+    return p.to_local() if isinstance(p, DTensor) else p

@@ -15,6 +15,7 @@ from transformers import HfArgumentParser
 
 from momo_hf.config_file import read_config, unknown_name
 from momo_hf.errors import InputError
+from momo_hf.outputs import write_json
 
 
 PACKAGES = (
@@ -127,8 +128,7 @@ def write_results(output_dir: str, metrics: dict[str, Any], seconds: float, *arg
         "arguments": {key: value for part in arguments for key, value in _as_dict(part).items()},
     }
     path = Path(output_dir) / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2, default=str, ensure_ascii=False) + "\n", "utf-8")
+    write_json(path, results)
     return path
 
 

@@ -23,7 +23,6 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
 
 from momo_hf.data.images import load_images
 from momo_hf.data.transforms import ImageTransform
@@ -39,6 +38,7 @@ from momo_hf.diffusion import (
 )
 from momo_hf.errors import run_main
 from momo_hf.loops import Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
+from momo_hf.outputs import RunArguments, prepare_output, write_errors_named
 from momo_hf.runs import parse_run, write_results
 
 
@@ -184,7 +184,8 @@ def save(
 
 def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
-    data_args, model_args, args = parse_run((DataArguments, ModelArguments, TrainingArguments), argv)
+    data_args, model_args, args = parse_run((DataArguments, ModelArguments, RunArguments), argv)
+    prepare_output(args)
     accelerator = make_accelerator(args)
     output = Path(args.output_dir)
     path = model_args.model
@@ -255,14 +256,14 @@ def main(argv: list[str] | None = None) -> None:
             return losses
         return losses * min_snr_weights(noise_scheduler, timesteps, model_args.min_snr_gamma)
 
-    def evaluate(when: str) -> float:
+    def evaluate(when: str) -> None:
         with run.evaluation():
             loss = held_out_loss(accelerator, eval_loader, lambda batch: losses_of(batch, fixed=True))
             run.log({"eval_loss": loss})
             show(when)
-        return loss
 
-    metrics = {"first_eval_loss": evaluate("before")} if run.step == 0 else {}
+    if run.step == 0:
+        evaluate("before")
     model.train()
     for batch in run.batches():
         with accelerator.accumulate(model):
@@ -275,14 +276,16 @@ def main(argv: list[str] | None = None) -> None:
             optimizer.zero_grad()
         if run.after_backward(loss):
             if run.is_due("eval"):
-                metrics["eval_loss"] = evaluate("after" if run.step == steps else f"step-{run.step:06d}")
+                evaluate("after" if run.step == steps else f"step-{run.step:06d}")
             if run.is_due("save"):
                 run.save()
 
-    with run.evaluation():
+    with run.evaluation(), write_errors_named(output):
         save(accelerator, model, pipeline, model_args, output)
     if accelerator.is_main_process:
         seconds = time.perf_counter() - start
+        first, *later = run.logged("eval_loss")
+        metrics = {"first_eval_loss": first, "eval_loss": later[-1] if later else None}
         more = {"history": run.history, "accuracy": accuracies}
         found = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, **more)
         for when, shares in accuracies.items():  # a resumed run has no "before"

@@ -23,7 +23,6 @@ from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
     PreTrainedModel,
-    TrainingArguments,
     set_seed,
 )
 
@@ -33,6 +32,7 @@ from momo_hf.data.transforms import ImageTransform
 from momo_hf.errors import InputError, run_main
 from momo_hf.metrics import Accuracy
 from momo_hf.models.vision import OWN_MODELS
+from momo_hf.outputs import RunArguments, WholeCheckpoints, prepare_output
 from momo_hf.runs import parse_run, write_results
 
 
@@ -106,9 +106,14 @@ def prepare(data: Dataset, transform: ImageTransform, limit: int | None) -> Data
     return StackDataset(pixel_values=pixels, labels=torch.tensor(data["label"][:]))
 
 
+class ClassificationTrainer(WholeCheckpoints, MomoTrainer):
+    """MomoTrainer whose checkpoints are whole even if the run is killed."""
+
+
 def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
-    data_args, model_args, args = parse_run((DataArguments, ModelArguments, TrainingArguments), argv)
+    data_args, model_args, args = parse_run((DataArguments, ModelArguments, RunArguments), argv)
+    prepare_output(args)
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.WARNING, format="%(message)s")
     args.remove_unused_columns = False  # the images become the columns of the model only when they are read
     set_seed(args.seed)
@@ -140,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     def compute_metrics(prediction) -> dict[str, float]:
         return metric.compute(predictions=np.argmax(prediction.predictions, -1), references=prediction.label_ids)
 
-    trainer = MomoTrainer(
+    trainer = ClassificationTrainer(
         model=model,
         args=args,
         train_dataset=prepare(data["train"], augmented, data_args.max_train_samples),

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import StackDataset
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from momo_hf import MomoTrainer
 from momo_hf.data.clicks import load_clicks
 from momo_hf.errors import InputError, run_main
 from momo_hf.metrics import ClickMetric
 from momo_hf.models.dlrm import DLRM, DLRMConfig
+from momo_hf.outputs import RunArguments, WholeCheckpoints, prepare_output
 from momo_hf.runs import parse_run, write_results
 
 
@@ -57,9 +58,14 @@ def in_memory(data: Dataset) -> StackDataset:
     return StackDataset(**{name: torch.from_numpy(np.array(column)) for name, column in columns.items()})
 
 
+class ClickTrainer(WholeCheckpoints, MomoTrainer):
+    """MomoTrainer whose checkpoints are whole even if the run is killed."""
+
+
 def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
-    data_args, model_args, args = parse_run((DataArguments, ModelArguments, TrainingArguments), argv)
+    data_args, model_args, args = parse_run((DataArguments, ModelArguments, RunArguments), argv)
+    prepare_output(args)
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.WARNING, format="%(message)s")
     args.label_names = ["labels"]
     set_seed(args.seed)
@@ -88,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         probabilities = 1 / (1 + np.exp(-prediction.predictions.astype(np.float64)))
         return metric.compute(predictions=probabilities, references=prediction.label_ids)
 
-    trainer = MomoTrainer(
+    trainer = ClickTrainer(
         model=model,
         args=args,
         train_dataset=train,

@@ -23,7 +23,6 @@ from transformers import (
     MarianMTModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Seq2SeqTrainingArguments,
     set_seed,
 )
 
@@ -32,6 +31,7 @@ from momo_hf.data.bpe import train_bpe
 from momo_hf.data.translation import load_translation
 from momo_hf.errors import run_main
 from momo_hf.metrics import TranslationMetric
+from momo_hf.outputs import Seq2SeqRunArguments, WholeCheckpoints, prepare_output
 from momo_hf.runs import parse_run, write_results
 
 
@@ -142,9 +142,14 @@ def shorten(data: DatasetDict, args: DataArguments) -> DatasetDict:
     )
 
 
+class TranslationTrainer(WholeCheckpoints, MomoSeq2SeqTrainer):
+    """MomoSeq2SeqTrainer whose checkpoints are whole even if the run is killed."""
+
+
 def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
-    data_args, model_args, args = parse_run((DataArguments, ModelArguments, Seq2SeqTrainingArguments), argv)
+    data_args, model_args, args = parse_run((DataArguments, ModelArguments, Seq2SeqRunArguments), argv)
+    prepare_output(args)
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.WARNING, format="%(message)s")
     set_seed(args.seed)
 
@@ -164,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     def compute_metrics(prediction) -> dict[str, float]:
         return metric.compute(predictions=decode(prediction.predictions), references=decode(prediction.label_ids))
 
-    trainer = MomoSeq2SeqTrainer(
+    trainer = TranslationTrainer(
         model=model,
         args=args,
         train_dataset=tokens["train"],

@@ -17,13 +17,13 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
 
 from momo_hf.data.images import load_images
 from momo_hf.data.transforms import ImageTransform
 from momo_hf.diffusion import denoising_losses, fixed_noise, held_out_loss, random_noise, save_grid
 from momo_hf.errors import run_main
 from momo_hf.loops import Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
+from momo_hf.outputs import RunArguments, prepare_output, write_errors_named
 from momo_hf.runs import parse_run, write_results
 
 
@@ -80,7 +80,8 @@ def new_model(data: DataArguments, args: ModelArguments) -> UNet2DModel:
 
 def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
-    data_args, model_args, args = parse_run((DataArguments, ModelArguments, TrainingArguments), argv)
+    data_args, model_args, args = parse_run((DataArguments, ModelArguments, RunArguments), argv)
+    prepare_output(args)
     accelerator = make_accelerator(args)
 
     data = load_images(data_args.dataset, data_args.image_column)
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         noise, timesteps = fixed_noise(noise_scheduler, batch["pixel_values"], batch["index"])
         return denoising_losses(predict, noise_scheduler, batch["pixel_values"], noise, timesteps)
 
-    def evaluate():
+    def evaluate() -> None:
         with run.evaluation():
             loss = held_out_loss(accelerator, eval_loader, eval_losses)
             run.log({"eval_loss": loss})
@@ -136,9 +137,9 @@ def main(argv: list[str] | None = None) -> None:
             ).images
         if accelerator.is_main_process:
             save_grid(images, Path(args.output_dir) / "samples" / f"step-{run.step:06d}.png", columns=10)
-        return loss
 
-    losses = {"first": evaluate()} if run.step == 0 else {}
+    if run.step == 0:
+        evaluate()
     model.train()
     for batch in run.batches():
         with accelerator.accumulate(model):
@@ -152,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
             optimizer.zero_grad()
         if run.after_backward(loss):
             if run.is_due("eval"):
-                losses["last"] = evaluate()
+                evaluate()
             if run.is_due("save"):
                 run.save()
 
@@ -161,12 +162,13 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         trained = new_model(data_args, model_args)
         trained.load_state_dict(state_dict)
-        DDPMPipeline(trained, noise_scheduler).save_pretrained(args.output_dir)
+        with write_errors_named(Path(args.output_dir)):
+            DDPMPipeline(trained, noise_scheduler).save_pretrained(args.output_dir)
         seconds = time.perf_counter() - start
-        metrics = {f"{name}_eval_loss": value for name, value in losses.items()}
-        metrics["eval_loss"] = losses.get("last")
+        first, *later = run.logged("eval_loss")
+        metrics = {"first_eval_loss": first, "eval_loss": later[-1] if later else None}
         path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, history=run.history)
-        print(f"Held-out loss {losses}, {steps} steps, {seconds:.0f} s; see {path} and {path.parent / 'samples'}")
+        print(f"Held-out loss {metrics}, {steps} steps, {seconds:.0f} s; see {path} and {path.parent / 'samples'}")
     accelerator.end_training()
 
 
