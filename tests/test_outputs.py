@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import runpy
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import save_file
 from transformers.trainer_utils import get_last_checkpoint
 
 from momo_hf import MomoTrainer
@@ -185,10 +187,10 @@ class ToyTrainer(WholeCheckpoints, MomoTrainer):
     pass
 
 
-def train(cls, folder, resume=None, **options):
+def train(cls, folder, resume=None, net=Net, **options):
     defaults = {"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1}
     args = arguments(folder, **{**defaults, **options})
-    trainer = cls(Net(), args, train_dataset=Points(), eval_dataset=Points(seed=3))
+    trainer = cls(net(), args, train_dataset=Points(), eval_dataset=Points(seed=3))
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -226,6 +228,52 @@ def test_a_trainer_that_breaks_off_in_a_save_goes_on_to_the_same_weights(tmp_pat
         found = train(ToyTrainer, tmp_path / "twice", resume=resume, max_steps=5)
         assert found.state.global_step == 5
         assert all(torch.equal(weight, expected[name]) for name, weight in found.model.state_dict().items())
+
+
+@pytest.fixture
+def small_disk():
+    """No file can be written beyond 50,000 bytes, as on a disk that is full."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+def write_with_python(path):
+    path.write_text("a" * 100_000)
+
+
+def write_with_torch(path):
+    torch.save(torch.zeros(100_000), path)
+
+
+def write_with_safetensors(path):
+    save_file({"a": torch.zeros(100_000)}, path)
+
+
+@pytest.mark.parametrize("write", [write_with_python, write_with_torch, write_with_safetensors])
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_good(tmp_path, small_disk, write):
+    PartialState(cpu=True)
+    fill(tmp_path, "checkpoint-1/a", "checkpoint-2/a")
+    with (
+        pytest.raises(
+            OSError, match=f"^{tmp_path}/checkpoint-2 could not be written .* MB are free there.*go on"
+        ) as error,
+        whole_folder(tmp_path / "checkpoint-2", saves=True) as folder,
+    ):
+        write(folder / "b")
+    assert "\n" not in str(error.value) and files(tmp_path) == {"checkpoint-1/a", "checkpoint-2/a"}
+
+
+def test_a_trainer_finds_the_disk_full(tmp_path, small_disk):
+    class Wide(Net):
+        def __init__(self):
+            super().__init__(width=4000)
+
+    with pytest.raises(OSError, match=f"^{tmp_path}/checkpoint-2 could not be written"):
+        train(ToyTrainer, tmp_path, net=Wide)
+    with pytest.raises(OSError, match=f"^{tmp_path} could not be written"):
+        train(ToyTrainer, tmp_path, net=Wide, save_strategy="no").save_model()
 
 
 def test_json_is_what_any_reader_takes(tmp_path):

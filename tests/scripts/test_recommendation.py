@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from transformers import AutoModel
 
 import momo_hf.models.dlrm  # noqa: F401
@@ -19,11 +20,14 @@ def test_the_demo_and_a_streamed_file(run_script, tmp_path, monkeypatch):
     assert metrics["eval_auc"] > 0.65
 
     rng = np.random.default_rng(0)
-    rows = ["\t".join(map(str, [i % 2, *rng.integers(0, 9, 13), *["05db9164"] * 26])) for i in range(200)]
+    rows = ["\t".join(map(str, [0, *rng.integers(0, 9, 13), *["05db9164"] * 26])) for _ in range(200)]
     (tmp_path / "train.txt").write_text("\n".join(rows))
     options = ["--dataset", tmp_path / "train.txt", "--output_dir", tmp_path / "file", "--max_steps", 2]
     run_script(*script, *options, "--save_strategy", "steps", "--save_steps", 2, "--eval_strategy", "no")
+    # All rows are of one class, so that there is no AUC.
+    found = json.loads((tmp_path / "file" / "results.json").read_text(), parse_constant=pytest.fail)
+    assert found["metrics"]["eval_auc"] is None and found["metrics"]["eval_log_loss"] > 0
     assert AutoModel.from_pretrained(tmp_path / "file").config.table_size == 100
 
-    result = run_script(*script, *options[:4], check=False)
+    result = run_script(*script, *options[:2], "--output_dir", tmp_path / "new", check=False)
     assert result.returncode != 0 and "give --max_steps" in result.stderr

@@ -1,6 +1,7 @@
 """scripts/run_translation.py as a user runs it, at a tiny size."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,9 @@ def test_train_resume_and_use(run_script, tmp_path):
     assert all(pairs[sample["source"]] == sample["reference"] for sample in found["samples"])
 
     # The second epoch again, from the checkpoint of the first: the same losses and step sizes.
-    checkpoint = once / "checkpoint-8"
+    shutil.copytree(once / "checkpoint-8", twice / "checkpoint-8")
     run_script(
-        *SCRIPT, "--output_dir", twice, "--num_train_epochs", 2, "--resume_from_checkpoint", checkpoint,
+        *SCRIPT, "--output_dir", twice, "--num_train_epochs", 2, "--resume_from_checkpoint", "True",
         "--save_total_limit", 2,
     )  # fmt: skip
 
