@@ -84,6 +84,7 @@ def test_every_run_is_a_result(sweep_file):
     # Nothing is left to do.
     before = (sweep_file.parent / "runs.txt").read_text()
     work(sweep, 1)
+    assert [len(sweep.study(name).trials) for name in sweep.optimizers] == [8, 4]
     assert (sweep_file.parent / "runs.txt").read_text() == before
 
 
@@ -91,7 +92,7 @@ WORKER = """
 import signal, sys
 import momo_hf.sweeps as sweeps
 signal.signal(signal.SIGTERM, signal.default_int_handler)
-sweeps.HEARTBEAT = 1
+sweeps.HEARTBEAT = 3
 sweeps.work(sweeps.load_sweep(sys.argv[1]), int(sys.argv[2]))
 """
 
@@ -117,7 +118,7 @@ def runs(sweep_file):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=200):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -136,7 +137,7 @@ def test_two_workers_run_every_point_once_and_one_takes_over_what_the_other_left
     # Killed, the first one leaves the point to the second.
     os.kill(int(held.read_text()), signal.SIGKILL)
     held.unlink()
-    assert sorted(worker.wait(60) for worker in workers) == [-signal.SIGKILL, 0]
+    assert sorted(worker.wait(200) for worker in workers) == [-signal.SIGKILL, 0]
     sweep = load_sweep(sweep_file)
     assert {name: len(finished(sweep.study(name))) for name in sweep.optimizers} == {"adamw": 8, "momo": 4}
     assert (
@@ -151,7 +152,7 @@ def test_a_stopped_sweep_continues_and_a_point_that_is_queued_twice_runs_once(sw
     worker = start_worker()
     wait_for(lambda: held.read_text())
     worker.terminate()
-    assert worker.wait(60) != 0
+    assert worker.wait(200) != 0
     held.unlink()
     before = runs(sweep_file)
     sweep = load_sweep(sweep_file)
