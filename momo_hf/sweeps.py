@@ -1,6 +1,7 @@
 """A learning-rate sweep: a task, optimizers, learning rates and seeds, run by optuna."""
 
 import contextlib
+import dataclasses
 import gc
 import inspect
 import json
@@ -12,14 +13,17 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import optuna
 import pandas as pd
-import yaml
 from accelerate.state import AcceleratorState, GradientState
 from optuna.trial import FrozenTrial, Trial, TrialState
 from transformers import Trainer, TrainingArguments
+
+from momo_hf.config_file import read_config, unknown_name
+from momo_hf.errors import InputError
 
 
 logger = logging.getLogger(__name__)
@@ -75,6 +79,8 @@ class Sweep:
 
     def _grid(self, options: dict[str, Any]) -> list[float]:
         grid = options.get("learning_rates", self.learning_rates)
+        if not _fits(grid, list[float]):
+            raise ValueError(f"`learning_rates` must be a list of numbers, such as [1e-3, 1e-2], got {grid!r}.")
         return sorted({*map(float, grid), default_lr(options)})
 
     @property
@@ -105,15 +111,35 @@ def load_sweep(path: str | Path, **changes: Any) -> Sweep:
     """Read a sweep from a YAML file; `changes` go on top, where they are not None.
 
     Raises:
-        ValueError: a key is unknown or missing, or a file is.
+        InputError: a name is unknown or missing, a value has the wrong type, or a file is missing.
     """
-    values = yaml.safe_load(Path(path).read_text("utf-8")) | {k: v for k, v in changes.items() if v is not None}
-    known = inspect.signature(Sweep).parameters
-    unknown, missing = set(values) - set(known), {k for k, p in known.items() if p.default is p.empty} - set(values)
-    missing = {name for name in missing if name in ("script", "config", "output_dir", "metric", "optimizers")}
-    if unknown or missing:
-        raise ValueError(f"{path}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}.")
-    return Sweep(**values)
+    values, lines = read_config(path)
+    fields = {field.name: field for field in dataclasses.fields(Sweep)}
+    for name, value in values.items():
+        if name not in fields:
+            raise InputError(unknown_name(str(name), fields), path, lines[name])
+        if not _fits(value, fields[name].type):
+            kind = fields[name].type
+            wanted = kind.__name__ if isinstance(kind, type) else kind
+            raise InputError(f"{name!r} must be of the type {wanted}, got {value!r}", path, lines[name])
+    missing = [f.name for f in fields.values() if f.default is f.default_factory and f.name not in values]
+    if missing:
+        raise InputError(f"needs {', '.join(missing)} too", path)
+    try:
+        return Sweep(**values | {name: value for name, value in changes.items() if value is not None})
+    except ValueError as error:
+        raise InputError(str(error), path) from error
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    return kind is Any or isinstance(value, int | float if kind is float else kind)
 
 
 def default_lr(options: dict[str, Any]) -> float:

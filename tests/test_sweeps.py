@@ -14,6 +14,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from momo_hf.errors import InputError
 from momo_hf.figures import plot_sweep
 from momo_hf.sweeps import collect, decades, default_lr, finished, load_sweep, point, reserve, summary, work
 
@@ -195,14 +196,35 @@ def test_the_table_takes_the_mean_over_seeds_and_the_best_of_all(sweep_file):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"optimisers": {}}, "unknown keys \\['optimisers'\\]"),
-        ({"direction": "up"}, "`direction` must be .* got 'up'"),
+        ({"optimisers": {}}, "sweep.yaml, line 7: unknown name 'optimisers'; did you mean 'optimizers'"),
+        (
+            {"learning_rates": 0.001},
+            r"sweep.yaml, line 2: 'learning_rates' must be of the type list\[float\], got 0.001",
+        ),
+        ({"seeds": ["a"]}, r"'seeds' must be of the type list\[int\], got \['a'\]"),
+        ({"workers": "two"}, "'workers' must be of the type int, got 'two'"),
+        ({"optimizers": {"adamw": {"learning_rates": 0.1}}}, "`learning_rates` must be a list of numbers.* got 0.1"),
+        (
+            {"optimizers": {"adamw": "adamw_torch"}},
+            "'optimizers' must be of the type dict.* got {'adamw': 'adamw_torch'}",
+        ),
+        ({"direction": "up"}, "sweep.yaml: `direction` must be .* got 'up'"),
         ({"script": "nothing.py"}, "names nothing.py, which does not exist"),
     ],
 )
 def test_wrong_sweeps_are_named(sweep_file, change, message):
     sweep_file.write_text(yaml.safe_dump(yaml.safe_load(sweep_file.read_text()) | change))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
+        load_sweep(sweep_file)
+
+
+def test_missing_and_double_names_are_named(sweep_file):
+    text = sweep_file.read_text()
+    sweep_file.write_text(text + "metric: other\n")
+    with pytest.raises(InputError, match="'metric' is there twice"):
+        load_sweep(sweep_file)
+    sweep_file.write_text("metric: value\nlearning_rates: [1e-3]\n")
+    with pytest.raises(InputError, match="sweep.yaml: needs script, config, output_dir, optimizers too"):
         load_sweep(sweep_file)
 
 
