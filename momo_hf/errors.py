@@ -1,4 +1,4 @@
-"""What a user can mend is one line and exit status 2; everything else keeps its traceback."""
+"""What a user can mend is one line and exit status 2, Ctrl-C one line and 130; all else keeps its traceback."""
 
 import logging
 import sys
@@ -7,6 +7,8 @@ from pathlib import Path
 
 
 logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # what shells make of a program that Ctrl-C ended: 128 + SIGINT
 
 
 class InputError(ValueError):
@@ -27,17 +29,28 @@ def run_main(main: Callable[[], int | None]) -> int:
     """Run a script's `main` and return its exit status: 2, with one line on stderr, for what the user can mend.
 
     That is an `InputError`, also where a library has wrapped it, and what the operating system refuses (a file that is
-    missing, a folder that cannot be written, a full disk). With logging at DEBUG the traceback is there too.
+    missing, a folder that cannot be written, a full disk). Ctrl-C is one line too, with status 130. With logging at DEBUG
+    the traceback is there as well.
     """
     try:
         return main() or 0
-    except Exception as error:
-        message = _mendable(error)
-        if message is None:
-            raise
+    except (Exception, KeyboardInterrupt) as error:
+        if _interrupted(error):
+            line, status = "interrupted; checkpoints that were made before are whole", INTERRUPTED
+        else:
+            line, status = f"error: {_mendable(error)}", 2
+            if _mendable(error) is None:
+                raise
         logger.debug("The error below was raised here.", exc_info=True)
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {message}\n")
-        return 2
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: {line}\n")
+        return status
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    # torch's writer fails in its turn while an interrupt passes through it.
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _mendable(error: BaseException) -> str | None:

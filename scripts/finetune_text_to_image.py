@@ -36,7 +36,7 @@ from momo_hf.diffusion import (
     save_grid,
     training_scheduler,
 )
-from momo_hf.errors import run_main
+from momo_hf.errors import InputError, run_main
 from momo_hf.loops import Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
 from momo_hf.outputs import RunArguments, prepare_output, write_errors_named
 from momo_hf.runs import parse_run, write_results
@@ -133,10 +133,8 @@ def load_data(args: DataArguments) -> tuple[Dataset, Dataset]:
     if args.dataset == "demo":
         data = data.filter(lambda label: label not in KNOWN, input_columns="label")
         data = data.map(lambda label: {"text": caption(label)}, input_columns="label")
-    train, held_out = (
-        data["train"].select_columns(["image", "text"]),
-        data["validation"].select_columns(["image", "text"]),
-    )
+    data = data.select_columns(["image", "text"])
+    train, held_out = data["train"], data["validation"]
     train = train.select(range(min(len(train), args.max_train_samples or len(train))))
     return train, held_out.select(range(min(len(held_out), args.max_eval_samples or len(held_out))))
 
@@ -192,7 +190,10 @@ def main(argv: list[str] | None = None) -> None:
     if path == "demo":
         with accelerator.main_process_first():
             path = make_demo_pipeline(output / "demo-pipeline", steps=model_args.demo_steps)
-    pipeline = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, requires_safety_checker=False)
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, requires_safety_checker=False)
+    except ValueError as error:
+        raise InputError(f"model={path!r} cannot be loaded: {error}") from error
     silent = args.disable_tqdm or not accelerator.is_local_main_process
     pipeline.set_progress_bar_config(disable=silent, desc="Samples", leave=False)
     pipeline.to(accelerator.device)

@@ -1,4 +1,4 @@
-"""What a user can mend is one line and status 2, however it reaches the script; everything else keeps its traceback."""
+"""What a user can mend is one line and status 2, however it reaches the script; all else keeps its traceback."""
 
 import logging
 import sys
@@ -60,6 +60,26 @@ def test_what_the_system_refuses(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"train.py: error: FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path}/nothing'\n"
     )
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def interrupted_in_a_writer():
+    try:
+        try:
+            interrupted()
+        finally:
+            raise RuntimeError("inline_container.cc: unexpected pos")  # as torch's writer does
+    except RuntimeError as error:
+        raise OSError("could not be written") from error
+
+
+@pytest.mark.parametrize("main", [interrupted, interrupted_in_a_writer])
+def test_an_interrupt_is_one_line_and_the_status_of_the_shells(main, capsys):
+    assert run_main(main) == 130
+    assert capsys.readouterr().err == "train.py: interrupted; checkpoints that were made before are whole\n"
 
 
 def test_everything_else_keeps_its_traceback():
