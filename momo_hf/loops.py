@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments, get_scheduler
 
+from momo_hf.errors import InputError
 from momo_hf.integrations.accelerate import momo_metrics
-from momo_hf.outputs import rotate, whole_folder, write_json
+from momo_hf.outputs import remove_old_run, rotate, whole_folder, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def make_scheduler(args: TrainingArguments, optimizer: torch.optim.Optimizer, st
 def number_of_steps(args: TrainingArguments, loader: DataLoader, accelerator: Accelerator) -> int:
     """Optimizer steps of the run, from `max_steps` or `num_train_epochs` and a loader that is not yet prepared."""
     if len(loader) == 0:
-        raise ValueError(
+        raise InputError(
             f"per_device_train_batch_size={args.per_device_train_batch_size} leaves no whole batch of the "
             "training images: take a smaller one."
         )
@@ -111,6 +112,8 @@ class Run:
         self.history: list[dict[str, float]] = []
         self._steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
         self._losses: list[Tensor] = []
+        if not args.resume_from_checkpoint:
+            remove_old_run(args)
         if args.report_to:
             accelerator.init_trackers("run")
         optimizer.train()  # schedule-free optimizers ask for it
@@ -197,16 +200,16 @@ class Run:
 
     def _resume(self, checkpoint: Path) -> None:
         if not (checkpoint / STATE).is_file():
-            raise ValueError(f"resume_from_checkpoint={checkpoint} is no checkpoint of this script: no {STATE} in it.")
+            raise InputError(f"resume_from_checkpoint={checkpoint} is no checkpoint of this script: no {STATE} in it.")
         state = json.loads((checkpoint / STATE).read_text("utf-8"))
         if state["processes"] != self.accelerator.num_processes:
-            raise ValueError(
+            raise InputError(
                 f"{checkpoint} was made by {state['processes']} processes, and this run has "
                 f"{self.accelerator.num_processes}: schedule, batches and random numbers are counted per process. Start "
                 f"{state['processes']} to go on."
             )
         if self.ema is not None and "ema" not in state:
-            raise ValueError(f"{checkpoint} was made without averaged weights; go on with --ema_decay 0.")
+            raise InputError(f"{checkpoint} was made without averaged weights; go on with --ema_decay 0.")
         self.accelerator.load_state(str(checkpoint))
         self.step, self.history = state["step"], state["history"]
         if self.ema is not None:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,15 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, _re_checkpoint, get_last_checkpoint, sort_checkpoints
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    TrainOutput,
+    _re_checkpoint,
+    get_last_checkpoint,
+    sort_checkpoints,
+)
+
+from momo_hf.errors import InputError
 
 
 UNFINISHED = "unfinished"
@@ -45,16 +53,17 @@ class Seq2SeqRunArguments(RunArguments, Seq2SeqTrainingArguments):
 
 
 def prepare_output(args: RunArguments) -> None:
-    """Make `output_dir` ready, or refuse it, before anything is read; every script calls it first.
+    """Find `output_dir` ready, or refuse it, before anything is read; every script calls it first.
 
-    `resume_from_checkpoint` becomes the path of a checkpoint, or None.
+    `resume_from_checkpoint` becomes the path of a checkpoint, or None. What `overwrite_output_dir` gives up is still
+    there afterwards, see `remove_old_run`.
 
     Args:
         args: with `output_dir`, `resume_from_checkpoint` (a path, or "True" for the last one in `output_dir`) and
             `overwrite_output_dir`.
 
     Raises:
-        ValueError: there is no checkpoint to resume from.
+        InputError: there is no checkpoint to resume from.
         FileExistsError: the folder holds another run.
         OSError: the folder cannot be written.
     """
@@ -63,7 +72,7 @@ def prepare_output(args: RunArguments) -> None:
     last = get_last_checkpoint(folder) if folder.is_dir() else None
     checkpoint = {"False": None, "True": last}.get(given, os.path.expanduser(given))
     if given == "True" and last is None and not args.overwrite_output_dir:
-        raise ValueError(
+        raise InputError(
             f"resume_from_checkpoint=True, but {folder} holds no checkpoint. Leave it out to start, or add "
             "--overwrite_output_dir True to start over wherever there is none."
         )
@@ -71,23 +80,27 @@ def prepare_output(args: RunArguments) -> None:
         _check(checkpoint)
     with args.main_process_first(local=args.save_on_each_node, desc="the output folder"):
         if args.should_save:
-            _claim(folder, checkpoint, args.overwrite_output_dir)
+            _claim(folder, free=checkpoint is not None or args.overwrite_output_dir)
     args.resume_from_checkpoint = checkpoint
 
 
 def _check(checkpoint: str) -> None:
     if not Path(checkpoint).is_dir():
-        raise ValueError(f"resume_from_checkpoint={checkpoint!r} is not a folder.")
+        raise InputError(f"resume_from_checkpoint={checkpoint!r} is not a folder.")
     inside = get_last_checkpoint(checkpoint)
     if inside is not None:
-        raise ValueError(
+        raise InputError(
             f"resume_from_checkpoint={checkpoint!r} is the folder of a run; name a checkpoint in it, such as {inside}."
         )
 
 
-def _claim(folder: Path, checkpoint: str | None, overwrite: bool) -> None:
-    found = sorted(path.name for trace in TRACES for path in folder.glob(trace))
-    if found and checkpoint is None and not overwrite:
+def _traces(folder: Path) -> list[str]:
+    return sorted(path.name for trace in TRACES for path in folder.glob(trace))
+
+
+def _claim(folder: Path, free: bool) -> None:
+    found = _traces(folder)
+    if found and not free:
         shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
         raise FileExistsError(
             f"output_dir={folder} holds another run ({shown}). Take another folder, go on with "
@@ -99,8 +112,19 @@ def _claim(folder: Path, checkpoint: str | None, overwrite: bool) -> None:
             pass
     except OSError as error:
         raise OSError(f"output_dir={folder} cannot be written: {error.strerror}.") from error
-    if checkpoint is None:
-        for path in map(folder.joinpath, (*found, UNFINISHED)):
+
+
+def remove_old_run(args: RunArguments) -> None:
+    """Remove what `overwrite_output_dir` gives up: where the first step is next, so that a typo in the data costs nothing.
+
+    Args:
+        args: of a run that starts from nothing, after `prepare_output`.
+    """
+    folder = Path(args.output_dir)
+    with args.main_process_first(local=args.save_on_each_node, desc="the output folder"):
+        if not args.should_save:
+            return
+        for path in map(folder.joinpath, (*(_traces(folder) if args.overwrite_output_dir else ()), UNFINISHED)):
             if path.name in (UNFINISHED, "run", "runs", "samples") or _re_checkpoint.search(path.name):
                 shutil.rmtree(path, ignore_errors=True)
             elif path.name in ("results.json", TRAINER_STATE_NAME):
@@ -182,11 +206,16 @@ def rotate(folder: Path, limit: int | None, best: str | None = None) -> None:
 class WholeCheckpoints:
     """For a Trainer class: `class MyTrainer(WholeCheckpoints, MomoTrainer)`. A checkpoint has its name when it is whole.
 
-    A run that is killed, or finds the disk full, while it saves goes on from the checkpoint before; one that had done all
-    its steps does no more.
+    Its arguments are `RunArguments`. A run that is killed, or finds the disk full, while it saves goes on from the
+    checkpoint before; one that had done all its steps does no more.
     """
 
     _run_dir: str | None = None
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+        if not resume_from_checkpoint:
+            remove_old_run(self.args)
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
@@ -208,8 +237,7 @@ class WholeCheckpoints:
                 self._run_dir = None
             if self.state.best_model_checkpoint == str(beside):
                 self.state.best_model_checkpoint = str(folder)
-                if saves:
-                    self.state.save_to_json(str(beside / TRAINER_STATE_NAME))
+            self._write_state(beside)
         if saves:
             rotate(folder.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
 
@@ -218,6 +246,14 @@ class WholeCheckpoints:
             return super().save_model(output_dir, _internal_call)
         with write_errors_named(Path(output_dir or self.args.output_dir)):
             super().save_model(output_dir)
+
+    def save_state(self) -> None:
+        self._write_state(Path(self.args.output_dir))
+
+    def _write_state(self, folder: Path) -> None:
+        # The Trainer would write a bare NaN for a loss that is not a number.
+        if self.args.should_save:
+            write_json(folder / TRAINER_STATE_NAME, asdict(self.state))
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -11,15 +11,13 @@ from accelerate.state import AcceleratorState, GradientState
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
-from momo_hf.loops import STATE, Run, make_accelerator, make_optimizer, make_scheduler
+from momo_hf.errors import InputError
+from momo_hf.loops import STATE, Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
 from momo_hf.outputs import RunArguments, prepare_output
 from tests.toys import Net, Points
 
 
-@pytest.fixture(autouse=True)
-def fresh_state():
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_state")
 
 
 def run_loop(folder, ema=True, **options):
@@ -107,5 +105,20 @@ def test_what_cannot_go_on_says_why(tmp_path, change, message):
     path.write_text(json.dumps({key: value for key, value in state.items() if value is not None}))
     if change is None:
         path.unlink()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         run_loop(tmp_path, resume_from_checkpoint="True")
+
+
+def test_a_batch_larger_than_the_data_is_named(tmp_path):
+    args = RunArguments(str(tmp_path), use_cpu=True, report_to="none", per_device_train_batch_size=25)
+    loader = DataLoader(Points(rows=24), 25, drop_last=True)
+    with pytest.raises(InputError, match="per_device_train_batch_size=25 leaves no whole batch"):
+        number_of_steps(args, loader, make_accelerator(args))
+
+
+def test_a_loop_overwrites_when_it_starts(tmp_path):
+    run_loop(tmp_path, max_steps=6)
+    run_loop(tmp_path, max_steps=4, overwrite_output_dir=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    run_loop(tmp_path, max_steps=6, resume_from_checkpoint="True", overwrite_output_dir=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
