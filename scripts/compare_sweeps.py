@@ -19,7 +19,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from momo_hf.errors import run_main
-from momo_hf.sweeps import averages, collect, default_lr, load_sweep
+from momo_hf.sweeps.config import default_lr, load_sweep
+from momo_hf.sweeps.results import averages, collect
 
 
 REFERENCES = ("adamw", "adamw_linear")

@@ -20,7 +20,9 @@ from tqdm.auto import tqdm
 
 from momo_hf.errors import run_main
 from momo_hf.figures import plot_sweep
-from momo_hf.sweeps import Sweep, collect, load_sweep, number_finished, reserve, summary, work
+from momo_hf.sweeps.config import Sweep, load_sweep
+from momo_hf.sweeps.results import collect, number_finished, summary
+from momo_hf.sweeps.running import reserve, work
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,7 +16,9 @@ from optuna.trial import TrialState
 
 from momo_hf.errors import InputError
 from momo_hf.figures import plot_sweep
-from momo_hf.sweeps import collect, decades, default_lr, finished, load_sweep, point, reserve, summary, work
+from momo_hf.sweeps.config import default_lr, load_sweep
+from momo_hf.sweeps.results import collect, decades, finished, summary
+from momo_hf.sweeps.running import point, reserve, work
 
 
 TASK = """
@@ -91,10 +93,10 @@ def test_every_run_is_a_result(sweep_file):
 
 WORKER = """
 import signal, sys
-import momo_hf.sweeps as sweeps
+from momo_hf.sweeps import config, running
 signal.signal(signal.SIGTERM, signal.default_int_handler)
-sweeps.HEARTBEAT = 3
-sweeps.work(sweeps.load_sweep(sys.argv[1]), int(sys.argv[2]))
+config.HEARTBEAT = 3
+running.work(config.load_sweep(sys.argv[1]), int(sys.argv[2]))
 """
 
 

@@ -1,0 +1,135 @@
+"""What a sweep is, reading it from a file, and where its trials are kept."""
+
+import dataclasses
+import inspect
+import math
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+import optuna
+from transformers import Trainer, TrainingArguments
+
+from momo_hf.config_file import read_config, unknown_name
+from momo_hf.errors import InputError
+
+
+# Heartbeats are what lets a sweep go on after a worker was killed; optuna has called them experimental since 2021.
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+HEARTBEAT = 30  # seconds; a trial that is silent for four of them is given to another worker
+
+
+@dataclass
+class Sweep:
+    """What a file in configs/sweeps holds.
+
+    Args:
+        script: the task's script, with a `main(argv)` that writes results.json.
+        config: the task's config file.
+        output_dir: folder of runs, storage, table and figures.
+        metric: a number of results.json.
+        optimizers: by name, the arguments that make each one (`optim`, `optim_args`, a schedule, ...), and with
+            `learning_rates` a grid of its own; an empty grid means the optimizer's default alone.
+        learning_rates: the grid of all others.
+        seeds: of each point.
+        arguments: for every run, on top of the config.
+        direction: "minimize" or "maximize".
+        workers: runs at once.
+        storage: optuna's; default: sqlite in the output folder.
+        title: of the figure.
+    """
+
+    script: str
+    config: str
+    output_dir: str
+    metric: str
+    optimizers: dict[str, dict[str, Any]]
+    learning_rates: list[float] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    arguments: dict[str, Any] = field(default_factory=dict)
+    direction: str = "minimize"
+    workers: int = 2
+    storage: str | None = None
+    title: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("minimize", "maximize"):
+            raise ValueError(f"`direction` must be 'minimize' or 'maximize', got {self.direction!r}.")
+        for path in (self.script, self.config):
+            if not Path(path).is_file():
+                raise ValueError(f"The sweep names {path}, which does not exist.")
+        self.grids = {name: self._grid(options) for name, options in self.optimizers.items()}
+
+    def _grid(self, options: dict[str, Any]) -> list[float]:
+        grid = options.get("learning_rates", self.learning_rates)
+        if not _fits(grid, list[float]):
+            raise ValueError(f"`learning_rates` must be a list of numbers, such as [1e-3, 1e-2], got {grid!r}.")
+        return sorted({*map(float, grid), default_lr(options)})
+
+    @property
+    def number_of_runs(self) -> int:
+        return sum(map(len, self.grids.values())) * len(self.seeds)
+
+    def study(self, optimizer: str) -> optuna.Study:
+        """The study of one optimizer; created if it is not there, continued if it is."""
+        Path(self.output_dir).mkdir(parents=True, exist_ok=True)
+        url = self.storage or f"sqlite:///{self.output_dir}/sweep.sqlite3"
+        storage = optuna.storages.RDBStorage(
+            url,
+            engine_kwargs={"connect_args": {"timeout": 100}} if url.startswith("sqlite") else None,
+            heartbeat_interval=HEARTBEAT,
+            grace_period=4 * HEARTBEAT,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
+        )
+        return optuna.create_study(
+            study_name=optimizer, storage=storage, direction=self.direction, load_if_exists=True
+        )
+
+    @property
+    def worst(self) -> float:
+        return math.inf if self.direction == "minimize" else -math.inf
+
+
+def load_sweep(path: str | Path, **changes: Any) -> Sweep:
+    """Read a sweep from a YAML file; `changes` go on top, where they are not None.
+
+    Raises:
+        InputError: a name is unknown or missing, a value has the wrong type, or a file is missing.
+    """
+    values, lines = read_config(path)
+    fields = {field.name: field for field in dataclasses.fields(Sweep)}
+    for name, value in values.items():
+        if name not in fields:
+            raise InputError(unknown_name(str(name), fields), path, lines[name])
+        if not _fits(value, fields[name].type):
+            kind = fields[name].type
+            wanted = kind.__name__ if isinstance(kind, type) else kind
+            raise InputError(f"{name!r} must be of the type {wanted}, got {value!r}", path, lines[name])
+    missing = [f.name for f in fields.values() if f.default is f.default_factory and f.name not in values]
+    if missing:
+        raise InputError(f"needs {', '.join(missing)} too", path)
+    try:
+        return Sweep(**values | {name: value for name, value in changes.items() if value is not None})
+    except ValueError as error:
+        raise InputError(str(error), path) from error
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    return kind is Any or isinstance(value, int | float if kind is float else kind)
+
+
+def default_lr(options: dict[str, Any]) -> float:
+    """The default of the optimizer's class for `lr`, by the arguments that make the optimizer."""
+    made = {key: value for key, value in options.items() if key in ("optim", "optim_args")}
+    cls, _ = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("unused", report_to=[], use_cpu=True, **made))
+    return float(inspect.signature(cls).parameters["lr"].default)

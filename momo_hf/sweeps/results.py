@@ -1,0 +1,85 @@
+"""What came out of a sweep: finished runs, averages over seeds, and the table."""
+
+import math
+
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
+from momo_hf.sweeps.config import Sweep, default_lr
+
+
+def finished(study: optuna.Study) -> dict[tuple[float, int], FrozenTrial]:
+    """The last finished trial of every learning rate and seed."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return {(t.params["learning_rate"], t.params["seed"]): t for t in trials}
+
+
+def number_finished(sweep: Sweep, studies: dict[str, optuna.Study]) -> int:
+    """How many points of the grids have a result."""
+    return sum(
+        lr in sweep.grids[name] and seed in sweep.seeds
+        for name, study in studies.items()
+        for lr, seed in finished(study)
+    )
+
+
+def collect(sweep: Sweep) -> pd.DataFrame:
+    """One row per finished run: optimizer, learning_rate, seed, value (NaN if there is none), outcome, seconds, history."""
+    rows = []
+    for name in sweep.optimizers:
+        for (lr, seed), trial in sorted(finished(sweep.study(name)).items()):
+            attrs = trial.user_attrs
+            if lr in sweep.grids[name] and seed in sweep.seeds:
+                ok = attrs["outcome"] == "ok"
+                rows.append(
+                    {
+                        "optimizer": name,
+                        "learning_rate": lr,
+                        "seed": seed,
+                        sweep.metric: trial.value if ok else math.nan,
+                        "outcome": attrs["outcome"],
+                        "seconds": attrs.get("seconds"),
+                        "history": attrs.get("history", []),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def averages(sweep: Sweep, runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean, least and greatest value over the seeds of every optimizer and learning rate; NaN if a seed diverged."""
+    groups = runs.groupby(["optimizer", "learning_rate"], sort=False)[sweep.metric]
+    table = groups.agg([("mean", lambda v: v.mean(skipna=False)), "min", "max"]).reset_index()
+    return table
+
+
+def summary(sweep: Sweep, runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per optimizer: best value and lr, decades of lr near the best of all, the value at the default lr.
+
+    The decades are the length, on the log axis, of the pieces between neighbouring points of the grid whose means both
+    lie within 5 % or 10 % of the best mean over all optimizers.
+    """
+    means = averages(sweep, runs)
+    minimize = sweep.direction == "minimize"
+    best = means["mean"].min() if minimize else means["mean"].max()
+    rows = []
+    for name in sweep.optimizers:
+        own = means[means["optimizer"] == name].sort_values("learning_rate")
+        at_default = own[own["learning_rate"] == default_lr(sweep.optimizers[name])]["mean"]
+        row = {"optimizer": name, "best value": math.nan, "best lr": math.nan}
+        if own["mean"].notna().any():
+            top = own.loc[own["mean"].idxmin() if minimize else own["mean"].idxmax()]
+            row |= {"best value": top["mean"], "best lr": top["learning_rate"]}
+        for share in (0.05, 0.1):
+            near = (own["mean"] - best).abs() <= share * abs(best)
+            row[f"decades within {share:.0%}"] = decades(own["learning_rate"].tolist(), near.tolist())
+        row["default lr"] = default_lr(sweep.optimizers[name])
+        row["value at default lr"] = at_default.iloc[0] if len(at_default) else math.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def decades(grid: list[float], near: list[bool]) -> float:
+    """The length on the log axis of the pieces of a sorted grid whose ends are both near the best."""
+    pairs = zip(zip(grid, near), zip(grid[1:], near[1:]))
+    return sum(math.log10(b / a) for (a, near_a), (b, near_b) in pairs if near_a and near_b)
