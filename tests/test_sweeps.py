@@ -92,10 +92,12 @@ def test_every_run_is_a_result(sweep_file):
 
 
 WORKER = """
-import signal, sys
+import os, signal, sys, optuna
 from momo_hf.sweeps import config, running
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 config.HEARTBEAT = 3
+if sys.argv[3:] == ["killed before its first heartbeat"]:
+    optuna.storages.RDBStorage.record_heartbeat = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 running.work(config.load_sweep(sys.argv[1]), int(sys.argv[2]))
 """
 
@@ -104,8 +106,8 @@ running.work(config.load_sweep(sys.argv[1]), int(sys.argv[2]))
 def start_worker(sweep_file):
     workers = []
 
-    def start(number=0):
-        command = [sys.executable, "-c", WORKER, str(sweep_file), str(number)]
+    def start(*more):
+        command = [sys.executable, "-c", WORKER, str(sweep_file), "0", *more]
         with (sweep_file.parent / f"worker-{len(workers)}.log").open("w") as log:
             workers.append(subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": "."}))
         return workers[-1]
@@ -170,6 +172,16 @@ def test_a_stopped_sweep_continues_and_a_point_that_is_queued_twice_runs_once(sw
     assert sorted(runs(sweep_file)[len(before) :]) == sorted({*runs(sweep_file)} - {*before} | {"adamw_torch 0.01 1"})
 
 
+def test_a_worker_killed_before_its_first_heartbeat_leaves_its_point_to_the_others(sweep_file, start_worker):
+    assert start_worker("killed before its first heartbeat").wait(200) == -signal.SIGKILL
+    sweep = load_sweep(sweep_file)
+    states = [trial.state for trial in sweep.study("adamw").get_trials()]
+    assert states.count(TrialState.RUNNING) == 1 and runs(sweep_file) == []
+    assert start_worker().wait(200) == 0
+    assert {name: len(finished(sweep.study(name))) for name in sweep.optimizers} == {"adamw": 8, "momo": 4}
+    assert len(set(runs(sweep_file))) == len(runs(sweep_file)) == 12
+
+
 def test_decades():
     assert decades([0.001, 0.01, 0.1, 1, 10], [False, True, True, False, True]) == pytest.approx(1)
     assert decades([0.001, 0.01, 0.1, 1], [True] * 4) == pytest.approx(3)
@@ -205,11 +217,16 @@ def test_the_table_takes_the_mean_over_seeds_and_the_best_of_all(sweep_file):
         ),
         ({"seeds": ["a"]}, r"'seeds' must be of the type list\[int\], got \['a'\]"),
         ({"workers": "two"}, "'workers' must be of the type int, got 'two'"),
-        ({"optimizers": {"adamw": {"learning_rates": 0.1}}}, "`learning_rates` must be a list of numbers.* got 0.1"),
+        ({"optimizers": {"adamw": {"learning_rates": 0.1}}}, "`learning_rates` must be a list of positive .* got 0.1"),
         (
             {"optimizers": {"adamw": "adamw_torch"}},
             "'optimizers' must be of the type dict.* got {'adamw': 'adamw_torch'}",
         ),
+        ({"learning_rates": [0.0]}, r"`learning_rates` must be a list of positive numbers.* got \[0.0\]"),
+        ({"workers": 0}, "`workers` must be 1 or more, got 0"),
+        ({"optimizers": {}}, "`optimizers` is empty: name at least one"),
+        ({"seeds": []}, r"`seeds` must be a list of whole numbers from 0.* got \[\]"),
+        ({"seeds": [-1]}, r"`seeds` must be .* got \[-1\]"),
         ({"direction": "up"}, "sweep.yaml: `direction` must be .* got 'up'"),
         ({"script": "nothing.py"}, "names nothing.py, which does not exist"),
     ],
@@ -218,6 +235,13 @@ def test_wrong_sweeps_are_named(sweep_file, change, message):
     sweep_file.write_text(yaml.safe_dump(yaml.safe_load(sweep_file.read_text()) | change))
     with pytest.raises(InputError, match=message):
         load_sweep(sweep_file)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:////no-such-folder/a.db", "unknown://user:secret@host/db"])
+def test_a_storage_that_cannot_be_opened_is_named(sweep_file, url):
+    with pytest.raises(InputError, match="`storage` cannot be opened .*a URL that optuna knows") as error:
+        load_sweep(sweep_file, storage=url).study("adamw")
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_and_double_names_are_named(sweep_file):

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 import optuna
+from sqlalchemy.exc import SQLAlchemyError
 from transformers import Trainer, TrainingArguments
 
 from momo_hf.config_file import read_config, unknown_name
@@ -57,16 +58,24 @@ class Sweep:
 
     def __post_init__(self) -> None:
         if self.direction not in ("minimize", "maximize"):
-            raise ValueError(f"`direction` must be 'minimize' or 'maximize', got {self.direction!r}.")
+            raise InputError(f"`direction` must be 'minimize' or 'maximize', got {self.direction!r}.")
+        if self.workers < 1:
+            raise InputError(f"`workers` must be 1 or more, got {self.workers}.")
+        if not self.optimizers:
+            raise InputError("`optimizers` is empty: name at least one, such as `adamw: {optim: adamw_torch}`.")
+        if not self.seeds or min(self.seeds) < 0:
+            raise InputError(f"`seeds` must be a list of whole numbers from 0, such as [0, 1, 2], got {self.seeds}.")
         for path in (self.script, self.config):
             if not Path(path).is_file():
-                raise ValueError(f"The sweep names {path}, which does not exist.")
+                raise InputError(f"The sweep names {path}, which does not exist.")
         self.grids = {name: self._grid(options) for name, options in self.optimizers.items()}
 
     def _grid(self, options: dict[str, Any]) -> list[float]:
         grid = options.get("learning_rates", self.learning_rates)
-        if not _fits(grid, list[float]):
-            raise ValueError(f"`learning_rates` must be a list of numbers, such as [1e-3, 1e-2], got {grid!r}.")
+        if not _fits(grid, list[float]) or not all(lr > 0 for lr in grid):
+            raise InputError(
+                f"`learning_rates` must be a list of positive numbers, such as [1e-3, 1e-2], got {grid!r}."
+            )
         return sorted({*map(float, grid), default_lr(options)})
 
     @property
@@ -74,16 +83,26 @@ class Sweep:
         return sum(map(len, self.grids.values())) * len(self.seeds)
 
     def study(self, optimizer: str) -> optuna.Study:
-        """The study of one optimizer; created if it is not there, continued if it is."""
+        """The study of one optimizer; created if it is not there, continued if it is.
+
+        Raises:
+            InputError: the storage cannot be opened.
+        """
         Path(self.output_dir).mkdir(parents=True, exist_ok=True)
         url = self.storage or f"sqlite:///{self.output_dir}/sweep.sqlite3"
-        storage = optuna.storages.RDBStorage(
-            url,
-            engine_kwargs={"connect_args": {"timeout": 100}} if url.startswith("sqlite") else None,
-            heartbeat_interval=HEARTBEAT,
-            grace_period=4 * HEARTBEAT,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
-        )
+        try:
+            storage = optuna.storages.RDBStorage(
+                url,
+                engine_kwargs={"connect_args": {"timeout": 100}} if url.startswith("sqlite") else None,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=4 * HEARTBEAT,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
+            )
+        except (ImportError, SQLAlchemyError) as error:  # the URL is not repeated: it may hold a password
+            said = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"the sweep's `storage` cannot be opened ({said}); give a URL that optuna knows."
+            ) from error
         return optuna.create_study(
             study_name=optimizer, storage=storage, direction=self.direction, load_if_exists=True
         )

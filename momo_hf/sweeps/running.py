@@ -61,14 +61,33 @@ def work(sweep: Sweep, worker: int) -> None:
     studies = {name: sweep.study(name) for name in names[turn:] + names[:turn]}
     for name, study in studies.items():
         reserve(sweep, name, study)
+    seen: set[int] = set()
     while True:
         for name, study in studies.items():
             while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 study.optimize(lambda trial, name=name: run_trial(sweep, name, main, trial), n_trials=1)
-            optuna.storages.fail_stale_trials(study)
+            requeue_lost(study, seen)
         if not any(point(t) for study in studies.values() for t in study.get_trials(deepcopy=False, states=OPEN)):
             return
         time.sleep(1)  # if the worker of one of them dies, it comes back into the queue
+
+
+def requeue_lost(study: optuna.Study, seen: set[int]) -> None:
+    """Put the points of workers that are gone back into the queue.
+
+    optuna looks for trials whose heartbeat is old, and a worker that is killed between taking a trial and its first
+    heartbeat leaves one that has none. So whoever waits gives a trial one heartbeat, when it first sees it: a living
+    worker renews it, that of a dead one grows old.
+
+    Args:
+        study: of one optimizer.
+        seen: trials that this process has given one; they are added.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial._trial_id not in seen:
+            seen.add(trial._trial_id)
+            study._storage.record_heartbeat(trial._trial_id)
+    optuna.storages.fail_stale_trials(study)
 
 
 def run_trial(sweep: Sweep, name: str, main: Callable[[list[str]], Any], trial: Trial) -> float:
