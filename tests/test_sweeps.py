@@ -32,7 +32,8 @@ def main(argv):
         log.write(f"{options['optim']} {lr:g} {seed}\\n")
     held = Path(argv[0]).with_name(f"wait-{lr:g}-{seed}")
     while held.exists():
-        held.write_text(str(os.getpid()))
+        if not held.read_text():  # once, because a reader may come while it is written
+            held.write_text(str(os.getpid()))
         time.sleep(0.05)
     if lr == 10:
         raise RuntimeError("out of memory")
