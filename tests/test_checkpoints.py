@@ -5,16 +5,19 @@ import math
 import os
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
+from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from momo_hf import MomoTrainer
-from momo_hf.outputs import WholeCheckpoints, rotate, whole_folder, write_json
+from momo_hf.outputs import RunArguments, WholeCheckpoints, rotate, whole_folder, write_json
 from tests.test_outputs import OTHERS, USED, arguments, files, fill
 from tests.toys import Net, Points
 
@@ -201,3 +204,40 @@ def test_json_is_what_any_reader_takes(tmp_path):
     with pytest.raises(RecursionError):
         write_json(path, (loop := []).append(loop) or loop)
     assert json.loads(path.read_text("utf-8")) == found and list(path.parent.iterdir()) == [path]
+
+
+READER = """
+import sys, torch, transformers
+
+def read(path):
+    try:
+        print(torch.load(path, weights_only=False).optim.value)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+
+assert "momo_hf" not in sys.modules
+plain, of_a_run = sys.argv[1:]
+read(plain)
+sys.modules["momo_hf"] = None  # as where it is not installed
+read(of_a_run)
+del sys.modules["momo_hf"]
+read(of_a_run)
+read(plain)
+"""
+
+
+def test_training_arguments_are_read_elsewhere_or_the_readme_has_the_error(tmp_path):
+    paths = []
+    for cls in (TrainingArguments, RunArguments):
+        args = cls(tmp_path / cls.__name__, optim="momo_adam", max_steps=1, use_cpu=True, report_to="none")
+        ToyTrainer(Net(), args, train_dataset=Points()).save_model()
+        paths.append(Path(args.output_dir) / "training_args.bin")
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-c", READER, *map(str, paths)]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    without_import, without_package, *found = shown
+    assert found == ["momo_adam", "momo_adam"]
+    assert without_import.startswith("ValueError: momo_adam is not a valid OptimizerNames")
+    assert without_package.startswith("ModuleNotFoundError: ") and "momo_hf" in without_package
+    readme = Path("README.md").read_text("utf-8")
+    assert "momo_adam is not a valid OptimizerNames" in readme and "No module named 'momo_hf'" in readme
