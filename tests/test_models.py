@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
 
+from momo_hf.errors import InputError
 from momo_hf.models.dlrm import DLRM, DLRMConfig
 from momo_hf.models.vision import OWN_MODELS
 from momo_hf.runs import parse_run
@@ -42,7 +43,7 @@ def test_sizes_and_saving(name, options, expected, tmp_path):
 )
 def test_impossible_sizes_are_named(name, options, message):
     config_class, model_class = OWN_MODELS[name]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         model_class(config_class(**options))
 
 
@@ -77,7 +78,7 @@ CONFIGS = {
 def test_every_config_builds_its_model(name):
     classes, expected = CONFIGS[name]
     script = runpy.run_path("scripts/run_image_classification.py")
-    types = [script[kind] for kind in ("DataArguments", "ModelArguments", "TrainingArguments")]
+    types = [script[kind] for kind in ("DataArguments", "ModelArguments", "RunArguments")]
     data, model_args, _ = parse_run(types, [f"configs/image_classification/{name}.yaml", "--use_cpu=True"])
     with torch.device("meta"):
         model = script["load_model"](model_args, data, [str(i) for i in range(classes)])

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from momo_hf.errors import InputError
+
 
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
@@ -124,7 +126,7 @@ class CifarResNetForImageClassification(SmallVisionModel):
     def build(config: CifarResNetConfig) -> nn.Module:
         blocks, rest = divmod(config.depth - 2, 6)
         if rest or blocks < 1:
-            raise ValueError(f"`depth` must be 6n + 2, got {config.depth}: take 20, 56 or 110.")
+            raise InputError(f"`depth` must be 6n + 2, got {config.depth}: take 20, 56 or 110.")
         layers: list[nn.Module] = [
             nn.Conv2d(config.num_channels, 16, 3, 1, 1, bias=False),
             nn.BatchNorm2d(16),
@@ -157,7 +159,7 @@ class VGGForImageClassification(SmallVisionModel):
             layers.append(nn.ReLU())
             narrow = wide
         if config.image_size < 32:
-            raise ValueError(f"`image_size` must be 32 or more, got {config.image_size}: VGG16 halves it five times.")
+            raise InputError(f"`image_size` must be 32 or more, got {config.image_size}: VGG16 halves it five times.")
         side = config.image_size // 32
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512 * side**2, config.num_labels))
 
