@@ -27,6 +27,7 @@ def save(values, path, *args, write=torch.save, **kwargs):
     write([values, Interrupt()] if f"checkpoint-{step}/" in str(path) else values, path, *args, **kwargs)
 
 step, *sys.argv = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 torch.save = save
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
