@@ -5,11 +5,11 @@ cache (CPU) or small (elsewhere), whatever the size of the model: large tensors 
 mathematics of a method is written once, for one flat tensor, in at least float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
 
 # Elements of a piece. On a CPU a few pieces must fit in the cache; elsewhere a kernel launch must be worth its price.
@@ -30,12 +30,23 @@ class Piece:
     def __init__(self, roles: dict[str, list[Tensor]], dtype: torch.dtype) -> None:
         self.roles = roles
         self.dtype = dtype
-        self.numel = sum(map(Tensor.numel, next(iter(roles.values()))))
+        shapes = [t.shape for t in next(iter(roles.values()))]
+        # Neighbours that differ in their first dimension alone are joined, and parted, in one call; a view of each of
+        # them would cost several times as much as the copy.
+        self.runs = [(rest, [shape[0] for shape in run]) for rest, run in groupby(shapes, lambda shape: shape[1:])]
+        self.numel = sum(rest.numel() * sum(lengths) for rest, lengths in self.runs)
 
-    def read(self, role: str) -> Tensor:
-        """The role as one flat tensor in the dtype to compute in: the memory itself where it can be."""
+    def read(self, role: str, out: Tensor | None = None) -> Tensor:
+        """The role as one flat tensor in the dtype to compute in: the memory itself where it can be, or put in `out`."""
         tensors = self.roles[role]
-        flat = tensors[0].reshape(-1) if len(tensors) == 1 else _flatten_dense_tensors(tensors)
+        if len(tensors) == 1:
+            flat = tensors[0].reshape(-1)
+        elif len(self.runs) == 1 and out is not None:
+            return torch.cat(tensors, out=out.view(-1, *self.runs[0][0])).view(-1)
+        else:
+            flat = self._join(tensors)
+        if out is not None:
+            return out.copy_(flat)
         return flat if flat.dtype == self.dtype else flat.to(self.dtype)
 
     def write(self, role: str, flat: Tensor) -> None:
@@ -43,8 +54,18 @@ class Piece:
         tensors = self.roles[role]
         if len(tensors) == 1 and tensors[0].data_ptr() == flat.data_ptr():
             return
-        parts = flat.split([t.numel() for t in tensors]) if len(tensors) > 1 else (flat,)
-        torch._foreach_copy_(tensors, [part.view(t.shape) for part, t in zip(parts, tensors)])
+        sizes = [rest.numel() * sum(lengths) for rest, lengths in self.runs]
+        parts = (
+            part.view(-1, *rest).split(lengths) for part, (rest, lengths) in zip(flat.split(sizes), self.runs)
+        )
+        torch._foreach_copy_(tensors, list(chain.from_iterable(parts)))
+
+    def _join(self, tensors: list[Tensor]) -> Tensor:
+        runs, start = [], 0
+        for _, lengths in self.runs:
+            runs.append(torch.cat(tensors[start : start + len(lengths)]).reshape(-1))
+            start += len(lengths)
+        return torch.cat(runs) if len(runs) > 1 else runs[0]
 
 
 def pieces(roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True) -> Iterator[Piece]:
@@ -58,23 +79,35 @@ def pieces(roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True
     Yields:
         Pieces that cover every element once, in an order that depends on sizes and layouts alone.
     """
-    small: dict[str, list[Tensor]] = {role: [] for role in roles}
-    filled = 0
+    small: dict[torch.Size, list[tuple[Tensor, ...]]] = {}
+    size = 0
     for row in zip(*roles.values()):
-        numel = row[0].numel()
+        first = row[0]
+        numel = first.numel()
         if numel == 0:
             continue
-        size, alone = (CPU_PIECE, PACKED) if row[0].is_cpu else (DEVICE_PIECE, DEVICE_PIECE)
+        size, alone = (CPU_PIECE, PACKED) if first.is_cpu else (DEVICE_PIECE, DEVICE_PIECE)
         if numel >= min(size, alone) and all(t.is_contiguous() for t in row):
             flat = [t.view(-1) for t in row]
             for parts in [flat] if numel <= size else zip(*(t.split(size) for t in flat)):
                 yield Piece({role: [part] for role, part in zip(roles, parts)}, dtype)
             continue
-        for role, tensor in zip(roles, row):
-            small[role].append(tensor)
-        filled += numel
-        if filled >= size or not pack:
-            yield Piece(small, dtype)
-            small, filled = {role: [] for role in roles}, 0
-    if filled:
-        yield Piece(small, dtype)
+        if first.dim() == 0:
+            row = tuple(t.view(1) for t in row)
+        small.setdefault(row[0].shape[1:], []).append(row)
+    # Those that are joined in one call stand together.
+    for rows in packs(chain.from_iterable(small.values()), size if pack else 0):
+        yield Piece({role: list(column) for role, column in zip(roles, zip(*rows))}, dtype)
+
+
+def packs(rows: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Divide rows of tensors into lists of at least `size` elements; the last one may have fewer."""
+    pack, filled = [], 0
+    for row in rows:
+        pack.append(row)
+        filled += row[0].numel()
+        if filled >= size:
+            yield pack
+            pack, filled = [], 0
+    if pack:
+        yield pack

@@ -36,8 +36,8 @@ class FusedAdam(Plain):
                 views = scratch[:, : piece.numel].unbind()
             direction, momentum, second = views
             grad = piece.read("grad")
-            momentum.copy_(piece.read("exp_avg"))
-            second.copy_(piece.read("exp_avg_sq"))
+            piece.read("exp_avg", out=momentum)
+            piece.read("exp_avg_sq", out=second)
             self._adam([direction.zero_()], [grad], [momentum], [second], lr)
             sample = zero
             if self.bucket.sampled:
@@ -52,8 +52,8 @@ class FusedAdam(Plain):
         lr = factor * debias(bucket.options["betas"][0], self.step)
         found_inf = (~ok).to(torch.float32)
         before, after = 1 - decay, 1 + decay
-        dtype, tensors = bucket.dtype, chain.from_iterable(bucket.roles.values())
-        as_they_are = all(t.dtype == dtype and t.is_contiguous() for t in tensors)
+        tensors = list(chain.from_iterable(bucket.roles.values()))
+        as_they_are = {t.dtype for t in tensors} == {bucket.dtype} and all(map(Tensor.is_contiguous, tensors))
         for piece in self.pieces:
             tensors = piece.roles if as_they_are else {role: [piece.read(role)] for role in piece.roles}
             params, exp_avgs = tensors["param"], tensors["exp_avg"]
