@@ -16,7 +16,7 @@ from momo_hf.optim.method import Method
 from momo_hf.optim.model import ModelState, Step, average_weight, next_step, with_drift
 from momo_hf.optim.movement import Movement
 from momo_hf.optim.passes import inner_products, prepare, write
-from momo_hf.optim.sharding import Layout, layout_of, local, whole
+from momo_hf.optim.sharding import Layout, layouts_of, local, whole
 from momo_hf.optim.watch import Watch
 
 
@@ -178,11 +178,13 @@ class MomoOptimizer(Method, Optimizer):
         beta, corrected = self._beta(group), group["bias_correction"]
         weight = average_weight(step, beta, corrected)
 
+        params = self._params()
+        places = layouts_of(params, self.shard_group)
+        layouts = self._layouts(params, places)
         buckets = sort_into_buckets(
-            self.param_groups, self.state, ("exp_avg", *self.buffers), self._option_names(), self._layout
+            self.param_groups, self.state, ("exp_avg", *self.buffers), self._option_names(), places
         )
         kernels = prepare(type(self), buckets, weight, step)
-        params, layouts = self._params(), self._layouts()
         strayed = self._movement.since_last_step(params, kernels, layouts, like)
         dual_norm_sq, overlap, sample_norm_sq, strayed = inner_products(kernels, strayed, len(self.param_groups), step)
         state, update = next_step(
@@ -192,9 +194,7 @@ class MomoOptimizer(Method, Optimizer):
             overlap,
             sample_norm_sq if group["slope"] == "gradient" else None,
             strayed,
-            self._per_group("lr", like),
-            self._per_group("base_lr", like),
-            self._per_group("weight_decay", like),
+            *self._per_group(("lr", "base_lr", "weight_decay"), like),
             lb=group["lb"],
             beta=beta,
             bias_correction=corrected,
@@ -211,24 +211,24 @@ class MomoOptimizer(Method, Optimizer):
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _layout(self, p: Tensor) -> Layout | None:
-        return layout_of(p, self.shard_group)
-
-    def _layouts(self) -> dict[Layout | None, bool]:
+    @staticmethod
+    def _layouts(params: list[Tensor], places: list[Layout | None]) -> dict[Layout | None, bool]:
         """Every layout of the model and whether parameters in it round; in the same order on all processes, also where
         a process has no gradient.
         """
         layouts: dict[Layout | None, bool] = {None: False}
-        for layout, dtype in dict.fromkeys((self._layout(p), p.dtype) for p in self._params()):
+        for layout, dtype in dict.fromkeys(zip(places, [p.dtype for p in params])):
             layouts[layout] = layouts.get(layout, False) or dtype.itemsize < 4
         return layouts
 
-    def _per_group(self, option: str, like: Tensor) -> Tensor:
-        """One option of all groups as a vector, without a read-back where it is a tensor."""
-        values = [group[option] for group in self.param_groups]
-        if not any(isinstance(value, Tensor) for value in values):
-            return torch.tensor(values, dtype=like.dtype, device=like.device)
-        return torch.stack([self._scalar(value, like) for value in values])
+    def _per_group(self, options: tuple[str, ...], like: Tensor) -> tuple[Tensor, ...]:
+        """Each option of all groups as a vector, without a read-back where it is a tensor."""
+        values = [group[option] for option in options for group in self.param_groups]
+        if any(isinstance(value, Tensor) for value in values):
+            made = torch.stack([self._scalar(value, like) for value in values])
+        else:
+            made = torch.tensor(values, dtype=like.dtype, device=like.device)
+        return made.view(len(options), -1).unbind()
 
     @staticmethod
     def _scalar(value: Tensor | float, like: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Parameters that are updated alike, collected from all groups."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from momo_hf.optim.sharding import Layout, local, same_layout_gradient
 
@@ -81,7 +82,7 @@ def sort_into_buckets(
     state: Mapping[Tensor, dict[str, Tensor]],
     names: tuple[str, ...],
     options: tuple[str, ...],
-    layout_of: Callable[[Tensor], Layout | None],
+    layouts: Iterable[Layout | None],
 ) -> list[Bucket]:
     """Collect the parameters of all groups that are updated alike, so that many small groups cost no more than one.
 
@@ -92,20 +93,21 @@ def sort_into_buckets(
         state: its state per parameter.
         names: the entries of the state that the method works on.
         options: the keys of a group that decide how its parameters are updated.
-        layout_of: how a parameter is split over processes.
+        layouts: how each parameter is split over processes, in the order of the groups.
 
     Raises:
         RuntimeError: a gradient is sparse or complex.
     """
-    members: dict[tuple, list[tuple[Tensor, Tensor | None]]] = {}
+    members: dict[tuple, list[tuple[Tensor, Tensor | None, dict[str, Tensor]]]] = {}
+    layouts = iter(layouts)
     first: dict[tuple, int] = {}
     for index, group in enumerate(param_groups):
         alike = tuple(tuple(v) if isinstance(v, list) else v for v in (group[name] for name in options))
         alike = first.setdefault(alike, index)  # a short key for what all these parameters share
         for p in group["params"]:
-            grad = p.grad
+            layout, grad, entry = next(layouts), p.grad, state.get(p)
             if grad is None:
-                if p not in state:
+                if entry is None:
                     continue
             elif grad.is_sparse or grad.is_complex():
                 kind, fix = ("sparse", "sparse=False") if grad.is_sparse else ("complex", "torch.view_as_real")
@@ -113,19 +115,23 @@ def sort_into_buckets(
                     f"The gradient of a parameter of shape {tuple(p.shape)} is {kind}, which MoMo does not take: "
                     f"build the parameter with {fix}."
                 )
-            start = state[p].get("start")  # one tensor for all that joined together
-            key = (alike, p.device, p.dtype, layout_of(p), grad is not None, id(start))
-            if key not in members:
-                members[key] = []
-            members[key].append((p, grad))
+            start = id(entry.get("start"))  # one tensor for all that joined together
+            key = (alike, p.device, p.dtype, layout, isinstance(p, DTensor), grad is not None, start)
+            alike_members = members.get(key)
+            if alike_members is None:
+                alike_members = members[key] = []
+            alike_members.append((p, grad, entry))
     buckets = []
-    for (index, _, _, layout, moves, _), pairs in members.items():
+    for (index, _, _, layout, sharded, moves, _), rows in members.items():
         group = param_groups[index]
-        roles: dict[str, list[Tensor]] = {role: [] for role in ("param", "grad", *names)}
-        for p, grad in pairs:
-            grad = same_layout_gradient(p, grad) if moves else torch.zeros_like(p)
-            for role, tensor in zip(roles, (p, grad, *map(state[p].get, names))):
-                roles[role].append(local(tensor))
+        params, grads, entries = map(list, zip(*rows))
+        if not moves:
+            grads = [torch.zeros_like(p) for p in params]
+        elif sharded:
+            grads = [same_layout_gradient(p, grad) for p, grad in zip(params, grads)]
+        roles = {"param": params, "grad": grads} | {name: [entry[name] for entry in entries] for name in names}
+        if sharded:
+            roles = {role: [local(t) for t in tensors] for role, tensors in roles.items()}
         own = {name: group[name] for name in options if name not in SHARED_BY_METHODS}
-        buckets.append(Bucket(index, group, own, layout, moves, state[pairs[0][0]].get("start"), roles))
+        buckets.append(Bucket(index, group, own, layout, moves, entries[0].get("start"), roles))
     return buckets

@@ -65,9 +65,8 @@ def check_loss(loss: Tensor | float, param_groups: list[dict[str, Any]]) -> None
             f"`loss` must hold one element, got shape {tuple(loss.shape)}: reduce it as it was for backward(), for "
             "example with loss.mean()."
         )
-    devices = {p.device for group in param_groups for p in group["params"]}
-    if loss.device not in devices:
-        names = ", ".join(sorted(map(str, devices)))
+    if not any(p.device == loss.device for group in param_groups for p in group["params"]):
+        names = ", ".join(sorted({str(p.device) for group in param_groups for p in group["params"]}))
         raise ValueError(
             f"`loss` is on {loss.device}, but the parameters are on {names}: pass loss.to(device) with one of these."
         )

@@ -5,8 +5,10 @@ cache (CPU) or small (elsewhere), whatever the size of the model: large tensors 
 mathematics of a method is written once, for one flat tensor, in at least float32.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import chain, groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ CPU_PIECE = 1 << 18
 DEVICE_PIECE = 1 << 24
 # From about this size on, copying a tensor into a pack costs more than a few calls of its own on a CPU.
 PACKED = 1 << 15
+
+T = TypeVar("T")
 
 
 class Piece:
@@ -30,23 +34,22 @@ class Piece:
     def __init__(self, roles: dict[str, list[Tensor]], dtype: torch.dtype) -> None:
         self.roles = roles
         self.dtype = dtype
-        shapes = [t.shape for t in next(iter(roles.values()))]
-        # Neighbours that differ in their first dimension alone are joined, and parted, in one call; a view of each of
-        # them would cost several times as much as the copy.
-        self.runs = [(rest, [shape[0] for shape in run]) for rest, run in groupby(shapes, lambda shape: shape[1:])]
-        self.numel = sum(rest.numel() * sum(lengths) for rest, lengths in self.runs)
+        self.numel = sum(map(Tensor.numel, next(iter(roles.values()))))
 
-    def read(self, role: str, out: Tensor | None = None) -> Tensor:
-        """The role as one flat tensor in the dtype to compute in: the memory itself where it can be, or put in `out`."""
+    @cached_property
+    def runs(self) -> list[tuple[torch.Size, list[int]]]:
+        """The other dimensions and the first ones of neighbours that differ in their first dimension alone.
+
+        They are joined, and parted, in one call; a view of each of them would cost several times as much as the copy.
+        """
+        shapes = [t.shape for t in next(iter(self.roles.values()))]
+        return [(rest, [shape[0] for shape in run]) for rest, run in groupby(shapes, lambda shape: shape[1:])]
+
+    def read(self, role: str) -> Tensor:
+        """The role as one flat tensor in the dtype to compute in: the memory itself where it can be."""
         tensors = self.roles[role]
-        if len(tensors) == 1:
-            flat = tensors[0].reshape(-1)
-        elif len(self.runs) == 1 and out is not None:
-            return torch.cat(tensors, out=out.view(-1, *self.runs[0][0])).view(-1)
-        else:
-            flat = self._join(tensors)
-        if out is not None:
-            return out.copy_(flat)
+        flat = tensors[0] if len(tensors) == 1 else self._join(tensors)
+        flat = flat if flat.dim() == 1 else flat.reshape(-1)
         return flat if flat.dtype == self.dtype else flat.to(self.dtype)
 
     def write(self, role: str, flat: Tensor) -> None:
@@ -55,9 +58,7 @@ class Piece:
         if len(tensors) == 1 and tensors[0].data_ptr() == flat.data_ptr():
             return
         sizes = [rest.numel() * sum(lengths) for rest, lengths in self.runs]
-        parts = (
-            part.view(-1, *rest).split(lengths) for part, (rest, lengths) in zip(flat.split(sizes), self.runs)
-        )
+        parts = (part.view(-1, *rest).split(lengths) for part, (rest, lengths) in zip(flat.split(sizes), self.runs))
         torch._foreach_copy_(tensors, list(chain.from_iterable(parts)))
 
     def _join(self, tensors: list[Tensor]) -> Tensor:
@@ -87,7 +88,7 @@ def pieces(roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True
         if numel == 0:
             continue
         size, alone = (CPU_PIECE, PACKED) if first.is_cpu else (DEVICE_PIECE, DEVICE_PIECE)
-        if numel >= min(size, alone) and all(t.is_contiguous() for t in row):
+        if numel >= min(size, alone) and all(map(Tensor.is_contiguous, row)):
             flat = [t.view(-1) for t in row]
             for parts in [flat] if numel <= size else zip(*(t.split(size) for t in flat)):
                 yield Piece({role: [part] for role, part in zip(roles, parts)}, dtype)
@@ -96,18 +97,25 @@ def pieces(roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True
             row = tuple(t.view(1) for t in row)
         small.setdefault(row[0].shape[1:], []).append(row)
     # Those that are joined in one call stand together.
-    for rows in packs(chain.from_iterable(small.values()), size if pack else 0):
-        yield Piece({role: list(column) for role, column in zip(roles, zip(*rows))}, dtype)
+    rows = chain.from_iterable(small.values())
+    for together in batches(rows, size if pack else 0, lambda row: row[0].numel()):
+        yield Piece({role: list(column) for role, column in zip(roles, zip(*together))}, dtype)
 
 
-def packs(rows: Iterable[tuple[Tensor, ...]], size: int) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Divide rows of tensors into lists of at least `size` elements; the last one may have fewer."""
-    pack, filled = [], 0
-    for row in rows:
-        pack.append(row)
-        filled += row[0].numel()
+def batches(items: Iterable[T], size: int, numel: Callable[[T], int]) -> Iterator[list[T]]:
+    """Divide tensors, or whatever else has a number of elements, into lists.
+
+    Args:
+        items: in any order, which is kept.
+        size: elements of a list; its last item may go beyond, and the last list may have fewer.
+        numel: the number of elements of an item.
+    """
+    batch, filled = [], 0
+    for item in items:
+        batch.append(item)
+        filled += numel(item)
         if filled >= size:
-            yield pack
-            pack, filled = [], 0
-    if pack:
-        yield pack
+            yield batch
+            batch, filled = [], 0
+    if batch:
+        yield batch

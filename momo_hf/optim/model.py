@@ -85,7 +85,7 @@ def clip_gap(loss: Tensor, clip_factor: Tensor | None, fstar: Tensor) -> Tensor:
 
 def with_drift(state: ModelState, moved: Tensor | None) -> ModelState:
     """The state with <d, what the parameters did> added, unless that is None or not finite, so that nothing is known."""
-    return state if moved is None else state._replace(drift=state.drift + where(moved.isfinite(), moved, 0.0))
+    return state if moved is None else state._replace(drift=state.drift + moved.nan_to_num(0.0, 0.0, 0.0))
 
 
 def next_step(
@@ -137,7 +137,8 @@ def next_step(
     """
     state = with_drift(state, strayed)
     cap = lr.max()  # α
-    ratio = where(cap > 0, lr / cap, 0.0)  # r_g
+    zero = cap.new_zeros(())
+    ratio = where(cap > 0, lr / cap, zero)  # r_g
     decay = lr * weight_decay  # a_g
     if use_fstar == "share":
         decay = ratio * state.polyak_lr.minimum(cap) * weight_decay
@@ -150,7 +151,8 @@ def next_step(
     loss_avg = state.loss_avg.lerp(fed, weight)  # f̄_k
     drift = (1.0 - weight) * state.drift  # c_k
 
-    value = loss_avg + drift - (overlap * decay / (1 + decay)).sum()  # A
+    shrunk = (overlap * decay / (1 + decay)).sum()
+    value = loss_avg + drift - shrunk  # A
     shorter = ratio / (1 + decay)
     along = (shorter * dual_norm_sq).sum()  # -<d_k, x_{k+1} - x_k> / τ, apart from the decay
     if sample_norm_sq is None:
@@ -164,16 +166,17 @@ def next_step(
         fstar = lb + (1 - SHARE * scheduled) * (value / rho - lb).clamp(min=0)
     elif use_fstar:
         fstar = where(value < rho * fstar, (value / (2 * rho)).clamp(min=lb), fstar)
+    bound = cap / rho
     gap = (value - rho * fstar).clamp(min=0)
     moves = slope > 0
-    polyak = where(moves, gap / slope, 0.0).clamp(max=finfo(gap.dtype).max)
-    tau = where(moves, polyak.minimum(cap / rho), 0.0)  # τ
+    polyak = where(moves, gap / slope, zero).clamp(max=finfo(gap.dtype).max)
+    tau = where(moves, polyak.minimum(bound), zero)  # τ
 
     inner = (tau * ratio * dual_norm_sq).sum()
     if use_fstar is True:
         fstar = ((loss_avg + drift - inner / 2) / rho).clamp(min=lb)
     if divide:  # <d_k, x_{k+1} - x_k>
-        moved = -(tau * along + (overlap * decay / (1 + decay)).sum())
+        moved = -(tau * along + shrunk)
     else:
         moved = -(inner + (overlap * decay).sum())
 
@@ -183,17 +186,19 @@ def next_step(
         drift=drift + moved,
         fstar=fstar,
         polyak_lr=polyak * rho,
-        capped=state.capped + (moves & (cap / rho <= polyak)),
+        capped=state.capped + (moves & (bound <= polyak)),
         skipped=state.skipped,
         stalled=state.stalled + (moves & (gap == 0)),
         slope_avg=slope_avg,
         raw_loss_avg=state.raw_loss_avg.lerp(loss, weight),
     )
     # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
-    ok = stack([*new, tau, cap, decay.sum(), loss, fed, dual_norm_sq.sum(), overlap.sum(), slope]).isfinite().all()
-    ok = ok & (lr.min() >= 0)
+    numbers = stack([*new, tau, cap, decay.sum(), loss, fed, dual_norm_sq.sum(), overlap.sum(), slope])
+    ok = numbers.isfinite().all() & (lr.min() >= 0)
     if clip_factor is not None:
         ok = ok & (clip_factor >= 0)
-    kept = ModelState(*(where(ok, n, o).to(o.dtype) for n, o in zip(new, state)))
+    old = stack(state)
+    kept = ModelState(*where(ok, numbers[: len(new)], old).to(old.dtype).unbind())
     kept = kept._replace(skipped=state.skipped + ~ok)
-    return kept, Step(where(ok, tau * ratio, 0.0), tau * ratio * rho, where(ok, decay, 0.0), ok)
+    factor = tau * ratio
+    return kept, Step(where(ok, factor, zero), factor * rho, where(ok, decay, zero), ok)

@@ -81,9 +81,5 @@ class Movement:
 def marks(params: list[Tensor]) -> Marks:
     """What changes when a tensor is written in place or put elsewhere, without a look at its values."""
     # Operations on a DTensor raise its own version, those on its part the version of the part.
-    return [
-        (p._version, p._local_tensor._version, p._local_tensor.data_ptr())
-        if isinstance(p, DTensor)
-        else (p._version, p.data_ptr())
-        for p in params
-    ]
+    parts = [p._local_tensor if isinstance(p, DTensor) else p for p in params]
+    return list(zip([p._version for p in params], [t._version for t in parts], [t.data_ptr() for t in parts]))

@@ -87,7 +87,8 @@ def write(
     found = {layout: update.factor.new_zeros(2) for layout in layouts}
     for part in kernels:
         bucket = part.bucket
-        factor, decay = update.factor[bucket.index] * catch_up(bucket, step), update.decay[bucket.index]
-        factor, decay = (value.to(bucket.device, bucket.dtype) for value in (factor, decay))
+        factor, late = update.factor[bucket.index], catch_up(bucket, step)
+        factor = factor * late if torch.is_tensor(late) else factor
+        factor, decay = (value.to(bucket.device, bucket.dtype) for value in (factor, update.decay[bucket.index]))
         found[bucket.layout] += part.write(factor, decay, update.ok.to(bucket.device)).to(update.factor)
     return found

@@ -39,6 +39,12 @@ def layout_of(tensor: Tensor, shard_group: dist.ProcessGroup | None = None) -> L
     return Layout(tuple(mesh.get_group(dim) for dim in dims), mesh.device_type) if dims else None
 
 
+def layouts_of(tensors: list[Tensor], shard_group: dist.ProcessGroup | None = None) -> list[Layout | None]:
+    """`layout_of` of many parameters, without a call for each plain one."""
+    split = shard_group is not None
+    return [layout_of(t, shard_group) if split or isinstance(t, DTensor) else None for t in tensors]
+
+
 def local(tensor: Tensor) -> Tensor:
     """The part of the tensor that this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

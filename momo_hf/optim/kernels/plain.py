@@ -94,13 +94,13 @@ def write_piece(
         param.sub_(move)
         if decays and divide:
             param.div_(1 + decay)
-    return standing(momentum, param, stored)
+    return standing(momentum, param, stored, zero=torch.zeros_like(weight))
 
 
-def standing(momentum: Tensor, param: Tensor, stored: torch.dtype) -> tuple[Tensor, Tensor]:
+def standing(momentum: Tensor, param: Tensor, stored: torch.dtype, zero: Tensor) -> tuple[Tensor, Tensor]:
     """<d, x> for the parameter as it will be stored, and <d, what its rounding adds>."""
     if stored == param.dtype:
-        return inner_product(momentum, param), momentum.new_zeros(())
+        return inner_product(momentum, param), zero
     rounded = param.to(stored).to(param.dtype)
     return inner_product(momentum, rounded), inner_product(momentum, rounded - param)
 
