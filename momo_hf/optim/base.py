@@ -1,4 +1,4 @@
-"""What every MoMo method shares: parameter groups, the loss, the two passes over the parameters, the state."""
+"""What every MoMo method shares: parameter groups, the two passes over the parameters, the state."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -11,7 +11,8 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from momo_hf.optim.buckets import sort_into_buckets
 from momo_hf.optim.checkpoints import take_back, with_defaults, with_starts
-from momo_hf.optim.checks import NO_LOSS, check_group, check_loss, check_one_model
+from momo_hf.optim.checks import NO_LOSS, check_group, check_one_model
+from momo_hf.optim.intake import LossIntake
 from momo_hf.optim.method import Method
 from momo_hf.optim.model import ModelState, Step, average_weight, next_step, with_drift
 from momo_hf.optim.movement import Movement
@@ -20,15 +21,7 @@ from momo_hf.optim.sharding import Layout, layouts_of, local, whole
 from momo_hf.optim.watch import Watch
 
 
-# Called at every step with the loss and the clip factor that were given by hand and with what a closure returned, each
-# perhaps None; returns the loss and the clip factor of the step.
-LossSource = Callable[
-    [Tensor | float | None, Tensor | float | None, Tensor | float | None],
-    tuple[Tensor | float | None, Tensor | float | None],
-]
-
-
-class MomoOptimizer(Method, Optimizer):
+class MomoOptimizer(Method, LossIntake, Optimizer):
     """Base class of the MoMo methods: momentum, loss, step size and state. A method adds its preconditioner.
 
     A method names its `buffers` and says how a gradient enters them (`update_buffers`) and what D^{-1} does to a vector
@@ -49,10 +42,6 @@ class MomoOptimizer(Method, Optimizer):
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         common = {"divide": True, "use_fstar": False, "slope": "momentum", "foreach": None, "compile": False}
         defaults = {**common, "bias_correction": "betas" in defaults, **defaults}
-        self._loss: Tensor | float | None = None
-        self._clip_factor: Tensor | float | None = None
-        # Whoever keeps the loss of the gradients (the wiring of accelerate): asked at every step, see `LossSource`.
-        self.loss_source: LossSource | None = None
         self._watch = Watch()
         self._movement = Movement()
         # Where plain tensors are parts of flat partitions (ZeRO): the processes that hold the other parts.
@@ -63,41 +52,6 @@ class MomoOptimizer(Method, Optimizer):
         """Raise a ValueError that names the option, its value and the fix, for a group whose options are wrong."""
         check_group(group)
 
-    # ---- The loss ----
-
-    def set_loss(self, loss: Tensor | float) -> None:
-        """Hand over the loss of the coming step: the one scalar whose gradient is in `p.grad`.
-
-        It wins over what was backpropagated: with a gradient cache, for example, the scalar of `backward` is only a
-        stand-in for the loss. On an optimizer that accelerate prepared it is this process's loss, and averaged over
-        the processes as the gradients are. Without accelerate nobody knows of the other processes: under
-        DistributedDataParallel or FSDP2 average it first, `dist.all_reduce(loss, op=dist.ReduceOp.AVG)` (gloo: sum and
-        divide), or the replicas take steps of different lengths and drift apart. Every process gives one. It stays until
-        a step uses it or `drop_loss` is called, also when gradients are zeroed.
-
-        Args:
-            loss: one element, of any shape and float dtype, on a device of the parameters; or a Python number.
-
-        Raises:
-            ValueError: `loss` has more than one element, or is on a device that holds no parameter.
-        """
-        check_loss(loss, self.param_groups)
-        self._loss = loss.detach() if isinstance(loss, Tensor) else loss
-
-    @property
-    def has_loss(self) -> bool:
-        """Whether a loss for the coming step was handed over."""
-        return self._loss is not None
-
-    def set_clip_factor(self, factor: Tensor | float) -> None:
-        """Say by how much the gradients were scaled: κ = max_norm / (norm + 1e-6); values above 1 mean no clipping.
-
-        `Accelerator.clip_grad_norm_` does this by itself. Without it, a clipped gradient and an unclipped loss make a
-        model that is not a lower bound, and the steps come out too long. `factor` is a number or a one-element tensor;
-        a step with one that is negative or not a number is skipped.
-        """
-        self._clip_factor = factor
-
     def set_lb(self, lb: float) -> None:
         """Change the lower bound of the loss, in all groups, to a finite number that the loss never falls below."""
         for group in self.param_groups:
@@ -105,26 +59,6 @@ class MomoOptimizer(Method, Optimizer):
             group["lb"] = lb
         state = self._model_state()
         self._keep(state._replace(fstar=torch.full_like(state.fstar, lb)))
-
-    def drop_loss(self) -> None:
-        """Forget the loss and the clip factor of a step that will not be taken."""
-        self._loss = self._clip_factor = None
-
-    def _take_loss(
-        self, closure: Callable[[], Tensor | float] | None, loss: Tensor | float | None
-    ) -> tuple[Tensor | float | None, Tensor | float | None]:
-        """The loss and the clip factor of this step: given by hand, or backpropagated, or returned by the closure."""
-        returned = None
-        if loss is not None and closure is not None and self._loss is None:
-            check_loss(loss, self.param_groups)
-            returned = loss
-        elif loss is not None and closure is None:
-            self.set_loss(loss)
-        given, clip_factor = self._loss, self._clip_factor
-        self.drop_loss()
-        if self.loss_source is not None:
-            return self.loss_source(given, clip_factor, returned)
-        return returned if given is None else given, clip_factor
 
     def _has_gradients(self) -> bool:
         return any(p.grad is not None for group in self.param_groups for p in group["params"])
