@@ -45,8 +45,8 @@ class FusedAdam(Plain):
             directions, momenta, seconds = (whole.split(numels) for whole in wholes)
             grads = [piece.read("grad") for piece in batch]
             direction.zero_()
-            torch._foreach_copy_(momenta, [piece.read("exp_avg") for piece in batch])
-            torch._foreach_copy_(seconds, [piece.read("exp_avg_sq") for piece in batch])
+            torch.cat([piece.read("exp_avg") for piece in batch], out=momentum)
+            torch.cat([piece.read("exp_avg_sq") for piece in batch], out=second)
             self._adam(directions, grads, momenta, seconds, lr)
             sums += [torch.dot(momentum, direction), zero, zero]
             if self.bucket.decays:

@@ -88,10 +88,10 @@ def write_piece(
     momentum = lerp(piece["exp_avg"], grad, weight * kept, out=piece["exp_avg"])
     param = piece["param"]
     if moves:
-        move = method.precondition(momentum, buffers, options) * factor
+        direction = method.precondition(momentum, buffers, options)
         if decays and not divide:
             param.mul_(1 - decay)
-        param.sub_(move)
+        param.addcmul_(direction, factor, value=-1)
         if decays and divide:
             param.div_(1 + decay)
     return standing(momentum, param, stored, zero=torch.zeros_like(weight))
