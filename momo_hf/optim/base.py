@@ -258,9 +258,7 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # Loading a state comes here too. It takes neither the loss of gradients that stay nor the wiring away, but old
-        # counts are no news then, and how the parameters were left is not known any more.
-        for name in ("_loss", "_clip_factor", "loss_source"):
-            self.__dict__.setdefault(name, None)
+        # Loading a state comes here too: old counts are no news then, and how the parameters were left is not known any
+        # more. The loss of gradients that stay, and who keeps it, stay too.
         self._watch, self._movement = Watch(self.param_groups[0]), Movement()
         self.__dict__.setdefault("shard_group", None)
