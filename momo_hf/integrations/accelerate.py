@@ -19,6 +19,7 @@ from momo_hf.integrations.gradients import Snapshot, note_model
 from momo_hf.integrations.window import LossWindow, average
 from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import MomoOptimizer
+from momo_hf.optim.sharding import whole
 
 
 # What a prepared optimizer passes on to the MoMo optimizer in it.
@@ -145,8 +146,7 @@ def _one_number(loss: Tensor) -> Tensor:
             f"Accelerator.backward() got a loss of shape {tuple(loss.shape)}: MoMo needs the one number whose "
             "gradient is taken; reduce it first, for example with loss.mean()."
         )
-    loss = loss.detach()
-    loss = loss.full_tensor() if hasattr(loss, "full_tensor") else loss
+    loss = whole(loss.detach())
     return loss.reshape(()).to(torch.promote_types(loss.dtype, torch.float32))
 
 

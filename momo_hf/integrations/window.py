@@ -15,7 +15,7 @@ from torch import Tensor
 from momo_hf.integrations import deepspeed
 from momo_hf.integrations.gradients import Gradients, Snapshot, models_key, parameters_of
 from momo_hf.optim import MomoOptimizer
-from momo_hf.optim.sharding import layout_of, local, sum_over_shards
+from momo_hf.optim.sharding import layout_of, local, sum_over_shards, whole
 
 
 logger = logging.getLogger(__name__)
@@ -168,8 +168,7 @@ class LossWindow:
         covered = self._covered(parameters)
         if not any(covered) or not math.isfinite(max_norm):
             return
-        total = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        factor = (max_norm / (total.detach() + 1e-6)).clamp(max=1.0)
+        factor = (max_norm / (whole(norm).detach() + 1e-6)).clamp(max=1.0)
         if all(covered):
             self._clips["full"] = factor * self._clips.get("full", 1.0)
         else:
@@ -215,7 +214,9 @@ class LossWindow:
         if loss is None and not self._fresh:
             loss = returned
         if loss is not None:
-            given = torch.as_tensor(loss, dtype=like.dtype).reshape(1)
+            # A number goes where the processes communicate, a tensor is there already.
+            device = loss.device if isinstance(loss, Tensor) else like.device
+            given = torch.as_tensor(whole(loss), dtype=like.dtype, device=device).reshape(1)
             groups = self.groups()
             loss = Average(given, groups).value(0) if groups else given
         elif self._fresh:
