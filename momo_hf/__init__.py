@@ -1,26 +1,24 @@
 """MoMo and MoMo-Adam for transformers, accelerate and diffusers.
 
 Importing this package makes `TrainingArguments(optim="momo")`, `optim="momo_adam"` and `optim="momo_adam_auto"` valid,
-and hands the loss of every `Accelerator.backward` to the MoMo optimizer that the Accelerator prepared.
+and hands the loss of every `Accelerator.backward` to the MoMo optimizer that the Accelerator prepared. That is done
+when transformers and accelerate are imported, before or after; this package alone takes as long as torch.
 """
 
-from momo_hf.integrations.accelerate import install, momo_metrics
-from momo_hf.integrations.callback import MomoCallback
-from momo_hf.integrations.smoothing import label_smoothing_bound
-from momo_hf.integrations.transformers import (
-    MomoSeq2SeqTrainer,
-    MomoTrainer,
-    MomoTrainerMixin,
-    equip_trainers,
-    momo_kwargs,
-    register,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from momo_hf.integrations.on_import import OnImport
 from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
 
 
-install()
-register()
-equip_trainers()
+if TYPE_CHECKING:
+    from momo_hf.integrations.accelerate import momo_metrics
+    from momo_hf.integrations.callback import MomoCallback
+    from momo_hf.integrations.smoothing import label_smoothing_bound
+    from momo_hf.integrations.transformers import MomoSeq2SeqTrainer, MomoTrainer, MomoTrainerMixin, momo_kwargs
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Momo",
@@ -35,3 +33,20 @@ __all__ = [
     "momo_kwargs",
     "momo_metrics",
 ]
+
+OnImport(
+    {
+        "accelerate": "momo_hf.integrations.accelerate",
+        "transformers.training_args": "momo_hf.integrations.names",
+        "transformers.trainer": "momo_hf.integrations.transformers",
+    }
+).install()
+
+
+def __getattr__(name: str) -> Any:
+    """What needs transformers or accelerate is imported when it is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    elsewhere = {"momo_metrics": "accelerate", "MomoCallback": "callback", "label_smoothing_bound": "smoothing"}
+    module = elsewhere.get(name, "transformers")
+    return getattr(importlib.import_module(f"momo_hf.integrations.{module}"), name)

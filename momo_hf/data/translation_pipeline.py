@@ -6,7 +6,9 @@ Importing this module registers the task in transformers' registry, unless trans
 from typing import Any
 
 from transformers import AutoModelForSeq2SeqLM, Pipeline
-from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from momo_hf.compat import removed_pipeline_tasks
 
 
 class TranslationPipeline(Pipeline):
@@ -31,6 +33,6 @@ class TranslationPipeline(Pipeline):
 
 
 # transformers refuses the names it removed, even where another package has registered them.
-REMOVED_TASKS.pop("translation", None)
+removed_pipeline_tasks().pop("translation", None)
 if "translation" not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline("translation", TranslationPipeline, pt_model=AutoModelForSeq2SeqLM)

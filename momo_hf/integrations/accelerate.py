@@ -245,3 +245,6 @@ def install() -> None:
         wrap_once(owner, name, wrap)
     AcceleratedOptimizer.__getattr__ = _by_hand
     deepspeed.install()
+
+
+install()

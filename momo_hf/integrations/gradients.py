@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from momo_hf.compat import fsdp_param_groups
 from momo_hf.optim import MomoOptimizer
 
 
@@ -39,7 +40,7 @@ class Gradients:
         modules = list(chain.from_iterable(model.modules() for model in models))
         self._known = bool(models)
         self._ddp = [m for m in modules if isinstance(m, DistributedDataParallel)]
-        groups = [g for m in modules if isinstance(m, FSDPModule) for g in m._get_fsdp_state()._fsdp_param_groups]
+        groups = [g for m in modules if isinstance(m, FSDPModule) for g in fsdp_param_groups(m)]
         self._fsdp = [g for g in groups if any(id(p.sharded_param) in owned for p in g.fsdp_params)]
         refuse_other_parallelism(accelerator, params, modules)
 

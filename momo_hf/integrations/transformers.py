@@ -1,4 +1,4 @@
-"""`optim="momo"`, `"momo_adam"` and `"momo_adam_auto"` for TrainingArguments, and trainers that show what the optimizer does."""
+"""What `optim="momo"`, `"momo_adam"` and `"momo_adam_auto"` make in a Trainer, and trainers that show what they do."""
 
 import inspect
 import logging
@@ -7,21 +7,18 @@ from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments, modelcard
-from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS, OptimizerContext
-from transformers.training_args import OptimizerNames
 
 from momo_hf.integrations.accelerate import unwrap_optimizer
 from momo_hf.integrations.callback import MomoCallback
 from momo_hf.integrations.learning_rate import left_alone
 from momo_hf.integrations.model_card import extract_hyperparameters
+from momo_hf.integrations.names import METHODS
 from momo_hf.integrations.smoothing import watch_smoothing
 from momo_hf.integrations.wrapping import wrap_once
-from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
+from momo_hf.optim import MomoAdamAuto, MomoOptimizer
 
 
 logger = logging.getLogger(__name__)
-
-METHODS: dict[str, type[MomoOptimizer]] = {"momo": Momo, "momo_adam": MomoAdam, "momo_adam_auto": MomoAdamAuto}
 
 
 # ---- Names ----
@@ -83,34 +80,25 @@ def _typed(key: str, text: str, annotation: Any) -> bool | float | str:
         raise ValueError(f"`optim_args`: {key} must be {kind}, got {text!r}.") from None
 
 
-def _handler(context: OptimizerContext) -> tuple[type[MomoOptimizer], dict[str, Any]]:
-    cls = METHODS[OptimizerNames(context.args.optim).value]
-    kwargs = momo_kwargs(context.args, cls)
-    if context.args.deepspeed_plugin is not None and context.model is not None:
+def _kwargs_by_name(cls: type[MomoOptimizer], args: TrainingArguments, model: Any) -> dict[str, Any]:
+    kwargs = momo_kwargs(args, cls)
+    if args.deepspeed_plugin is not None and model is not None:
         # ZeRO steps on every group by itself, and one step size for all needs a single one.
-        kwargs["params"] = [p for p in context.model.parameters() if p.requires_grad]
-        if context.args.weight_decay:
+        kwargs["params"] = [p for p in model.parameters() if p.requires_grad]
+        if args.weight_decay:
             logger.warning(
-                f"Under DeepSpeed all parameters are one group, so weight_decay={context.args.weight_decay} acts on "
-                "biases and norms too."
+                f"Under DeepSpeed all parameters are one group, so weight_decay={args.weight_decay} acts on biases and "
+                "norms too."
             )
-    return cls, kwargs
+    return kwargs
 
 
-def register() -> None:
-    """Make the names valid wherever transformers takes the name of an optimizer; once.
+def _get_optimizer_cls_and_kwargs(original: Callable) -> Callable:
+    def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: Any = None) -> tuple[Any, dict[str, Any]]:
+        cls = METHODS.get(getattr(args.optim, "value", args.optim))
+        return original(args, model) if cls is None else (cls, _kwargs_by_name(cls, args, model))
 
-    transformers has no public registry: a name is a member of the enum `OptimizerNames` and has a handler.
-    """
-    for value in METHODS:
-        if value in OptimizerNames._value2member_map_:
-            continue
-        member = str.__new__(OptimizerNames, value)
-        member._name_, member._value_ = value.upper(), value
-        OptimizerNames._member_names_.append(member._name_)
-        OptimizerNames._member_map_[member._name_] = member
-        OptimizerNames._value2member_map_[value] = member
-        _OPTIMIZER_HANDLERS[member] = _handler
+    return get_optimizer_cls_and_kwargs
 
 
 # ---- Trainers ----
@@ -162,3 +150,15 @@ class MomoTrainer(MomoTrainerMixin, Trainer):
 
 class MomoSeq2SeqTrainer(MomoTrainerMixin, Seq2SeqTrainer):
     """`transformers.Seq2SeqTrainer` by another name; see `MomoTrainerMixin`."""
+
+
+def install() -> None:
+    """Let every Trainer make our optimizers by name and equip it; once, also when this module is loaded again.
+
+    transformers 4 and 5 both turn a name into an optimizer in this static method.
+    """
+    wrap_once(Trainer, "get_optimizer_cls_and_kwargs", _get_optimizer_cls_and_kwargs)
+    equip_trainers()
+
+
+install()

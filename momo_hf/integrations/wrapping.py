@@ -1,6 +1,7 @@
 """How the functions of other libraries are wrapped."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ def wrap_once(owner: Any, name: str, wrap: Callable[[Callable], Callable]) -> No
         return
     wrapper = functools.wraps(original)(wrap(original))
     wrapper.wrapper = mark
-    setattr(owner, name, wrapper)
+    static = isinstance(inspect.getattr_static(owner, name), staticmethod)
+    setattr(owner, name, staticmethod(wrapper) if static else wrapper)
 
 
 def _wrappers(function: Any) -> list[str]:

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 
-class DLRMConfig(PreTrainedConfig):
+class DLRMConfig(PretrainedConfig):
     """Options of a DLRM.
 
     Args:

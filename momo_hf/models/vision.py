@@ -7,7 +7,7 @@ from dataclasses import field
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from momo_hf.errors import InputError
@@ -16,7 +16,7 @@ from momo_hf.errors import InputError
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
 
-class SmallVisionConfig(PreTrainedConfig):
+class SmallVisionConfig(PretrainedConfig):
     """Options of the small classifiers.
 
     Args:

@@ -1,5 +1,6 @@
 """What every MoMo method shares: parameter groups, the two passes over the parameters, the state."""
 
+import functools
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from momo_hf.compat import untraced
 from momo_hf.optim.buckets import sort_into_buckets
 from momo_hf.optim.checkpoints import take_back, with_defaults, with_starts
 from momo_hf.optim.checks import NO_LOSS, check_group, check_one_model
@@ -39,6 +41,10 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
         defaults: the options of a group; `lr`, `weight_decay`, `lb`, and `beta` or `betas` at least.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "MomoOptimizer":
+        _leave_step_untraced()
+        return super().__new__(cls)
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         common = {"divide": True, "use_fstar": False, "slope": "momentum", "foreach": None, "compile": False}
         defaults = {**common, "bias_correction": "betas" in defaults, **defaults}
@@ -65,8 +71,6 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
 
     # ---- The step ----
 
-    # A graph around the step would hold its numbers as constants; the passes have graphs of their own (`compile`).
-    @torch.compiler.disable(reason="a step of a MoMo optimizer is not traced: compile the model, not the step")
     @torch.no_grad()
     def step(
         self, closure: Callable[[], Tensor | float] | None = None, *, loss: Tensor | float | None = None
@@ -262,3 +266,13 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
         # more. The loss of gradients that stay, and who keeps it, stay too.
         self._watch, self._movement = Watch(self.param_groups[0]), Movement()
         self.__dict__.setdefault("shard_group", None)
+
+
+@functools.cache
+def _leave_step_untraced() -> None:
+    """Keep `torch.compile` out of the step; at the first optimizer, because this imports what any optimizer imports then.
+
+    A graph around the step would hold its numbers as constants; the passes have graphs of their own (`compile`).
+    """
+    reason = "a step of a MoMo optimizer is not traced: compile the model, not the step"
+    MomoOptimizer.step = untraced(MomoOptimizer.step, reason)

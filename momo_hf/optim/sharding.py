@@ -4,11 +4,17 @@ The inner products of a step are sums over parameters. Where this process holds 
 has to go over the processes that hold the other parts; processes that hold copies of one part count once.
 """
 
-from typing import NamedTuple
+import sys
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+
+def is_dtensor(value: Any) -> bool:
+    """Whether it is a DTensor. Nobody has one before its module was imported, which takes half as long as torch."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 class Layout(NamedTuple):
@@ -28,7 +34,7 @@ def layout_of(tensor: Tensor, shard_group: dist.ProcessGroup | None = None) -> L
     Raises:
         ValueError: the tensor holds partial sums, which no optimizer can step on.
     """
-    if not isinstance(tensor, DTensor):
+    if not is_dtensor(tensor):
         return None if shard_group is None else Layout((shard_group,), tensor.device.type)
     if any(placement.is_partial() for placement in tensor.placements):
         raise ValueError(
@@ -47,12 +53,12 @@ def layouts_of(tensors: list[Tensor], shard_group: dist.ProcessGroup | None = No
 
 def local(tensor: Tensor) -> Tensor:
     """The part of the tensor that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def whole(value: Tensor | float) -> Tensor | float:
     """The value itself where it is spread over processes."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if is_dtensor(value) else value
 
 
 def sum_over_shards(sums: Tensor, layout: Layout | None) -> Tensor:
@@ -76,6 +82,6 @@ def sum_over_shards(sums: Tensor, layout: Layout | None) -> Tensor:
 
 def same_layout_gradient(param: Tensor, grad: Tensor) -> Tensor:
     """The gradient in the parameter's layout, for gradients that a parallel layer left in another one."""
-    if isinstance(param, DTensor) and isinstance(grad, DTensor) and grad.placements != param.placements:
+    if is_dtensor(param) and is_dtensor(grad) and grad.placements != param.placements:
         return grad.redistribute(param.device_mesh, param.placements)
     return grad

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 import momo_hf  # noqa: F401, makes the name valid and equips Trainer
 from tests.distributed.workers import pretend, reset
@@ -13,7 +13,7 @@ from tests.distributed.workers_zero import ENVIRONMENT
 from tests.toys import Points, TokenNet
 
 
-class Config(PreTrainedConfig):
+class Config(PretrainedConfig):
     model_type = "toy"
 
 

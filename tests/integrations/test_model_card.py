@@ -1,14 +1,14 @@
 """How a generated model card names the optimizer."""
 
 import pytest
-from transformers import PreTrainedConfig, Trainer
+from transformers import PretrainedConfig, Trainer
 
 from tests.integrations.test_transformers import arguments
 from tests.toys import Net, Points
 
 
 def card_line(trainer, tmp_path, key):
-    trainer.model.config = PreTrainedConfig()
+    trainer.model.config = PretrainedConfig()
     trainer.create_model_card(model_name="toy")
     (line,) = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith(f"- {key}: ")]
     return line.removeprefix(f"- {key}: ")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, Trainer
+from transformers import PretrainedConfig, Trainer
 from transformers.trainer_pt_utils import LabelSmoother
 
 from momo_hf import MomoAdam, MomoOptimizer, MomoTrainer, label_smoothing_bound
@@ -32,7 +32,7 @@ class Classifier(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.config = PreTrainedConfig()
+        self.config = PretrainedConfig()
         self.out = nn.Linear(5, 11)
 
     def forward(self, inputs, labels=None):

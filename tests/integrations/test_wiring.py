@@ -7,7 +7,6 @@ import types
 import pytest
 from accelerate import Accelerator, DistributedType
 
-import momo_hf
 from momo_hf import MomoAdam
 from momo_hf.integrations import accelerate as wiring
 from tests.integrations.loops import problem, taken_in
@@ -45,13 +44,13 @@ def test_clip_grad_value_is_refused():
 
 def test_the_package_wires_accelerate_once():
     before = Accelerator.backward
-    momo_hf.install()
+    wiring.install()
     assert Accelerator.backward is before
 
 
 def test_a_module_that_is_loaded_again_counts_losses_once():
     importlib.reload(wiring).install()
-    momo_hf.install()
+    wiring.install()
     accelerator, model, optimizer, loss_of = problem()
     loss = loss_of(model)
     accelerator.backward(loss)
@@ -68,7 +67,7 @@ def test_a_wrapper_around_ours_is_left_in_place(monkeypatch):
 
     backward.__wrapped__ = ours
     monkeypatch.setattr(Accelerator, "backward", backward)
-    momo_hf.install()
+    wiring.install()
     assert Accelerator.backward is backward
     accelerator, model, optimizer, loss_of = problem()
     accelerator.backward(loss_of(model))

@@ -1,0 +1,26 @@
+"""`optim="momo"` and the like as names that transformers knows; imported as soon as it has its own."""
+
+from transformers.training_args import OptimizerNames
+
+from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
+
+
+METHODS: dict[str, type[MomoOptimizer]] = {"momo": Momo, "momo_adam": MomoAdam, "momo_adam_auto": MomoAdamAuto}
+
+
+def register_names() -> None:
+    """Make the names valid wherever transformers takes the name of an optimizer; once.
+
+    transformers has no public registry: a name is a member of the enum `OptimizerNames`.
+    """
+    for value in METHODS:
+        if value in OptimizerNames._value2member_map_:
+            continue
+        member = str.__new__(OptimizerNames, value)
+        member._name_, member._value_ = value.upper(), value
+        OptimizerNames._member_names_.append(member._name_)
+        OptimizerNames._member_map_[member._name_] = member
+        OptimizerNames._value2member_map_[value] = member
+
+
+register_names()
