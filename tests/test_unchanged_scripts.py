@@ -1,0 +1,117 @@
+"""`python -m momo_hf SCRIPT.py` and its like run a script that knows nothing of this package, as python would."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.distributed.launch import environment_for, free_port
+
+
+WHO_AM_I = """
+import json, os, pickle, sys
+from neighbour import value
+
+class Thing: pass
+
+main = sys.modules["__main__"]
+print(json.dumps({
+    "argv": sys.argv, "path": sys.path, "name": __name__, "file": __file__, "doc": __doc__, "package": __package__,
+    "spec": __spec__ and __spec__.name, "loader": type(__loader__).__name__, "is_main": main.__dict__ is globals(),
+    "pickled": type(pickle.loads(pickle.dumps(Thing()))) is Thing, "neighbour": value, "names": sorted(globals()),
+}))
+import atexit
+atexit.register(lambda: print(sys.modules["__main__"].Thing.__name__))
+os.chdir("/")
+sys.exit(3)
+"""
+
+TRAIN = """
+from torch import nn
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+
+    def forward(self, x, labels):
+        return {"loss": (self.linear(x) - labels).square().mean()}
+
+if __name__ == "__main__":
+    (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+    data = [{"x": [float(i), 1.0], "labels": [2.0 * i]} for i in range(8)]
+    trainer = Trainer(Net(), args, train_dataset=data)
+    trainer.train()
+    with open(f"{args.output_dir}/{trainer.accelerator.process_index}.txt", "w") as file:
+        file.write(f"{trainer.accelerator.num_processes} {type(trainer.optimizer.optimizer).__name__}")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    package = tmp_path / "sub" / "package"
+    package.mkdir(parents=True)
+    (tmp_path / "sub" / "who.py").write_text(WHO_AM_I)
+    (tmp_path / "sub" / "neighbour.py").write_text("value = 5\n")
+    (tmp_path / "neighbour.py").write_text("value = 7\n")
+    (tmp_path / "link.py").symlink_to("sub/who.py")
+    (package / "__init__.py").write_text("")
+    (package / "__main__.py").write_text(WHO_AM_I)
+    (tmp_path / "train.py").write_text(TRAIN)
+    return tmp_path
+
+
+def run(folder, *command, **variables):
+    environment = environment_for(ACCELERATE_USE_CPU="true", **variables)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("sub/who.py", "--optim", "momo_adam", "-m", "x"),
+        ("link.py",),
+        ("-m", "sub.who", "--help"),
+        ("-m", "sub.package", "one"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("safe_path", ["", "1"])
+def test_a_script_sees_what_python_shows_it(folder, line, safe_path):
+    # With PYTHONSAFEPATH python puts no folder on the path, and the neighbours must be given by hand.
+    paths = {"PYTHONPATH": f"{environment_for()['PYTHONPATH']}{os.pathsep}{folder}", "PYTHONSAFEPATH": safe_path}
+    expected = run(folder, sys.executable, *line, **paths)
+    found = run(folder, sys.executable, "-m", "momo_hf", *line, **paths)
+    assert (found.returncode, found.stdout) == (expected.returncode, expected.stdout), found.stderr
+    shown, left = found.stdout.splitlines()
+    assert json.loads(shown)["is_main"] and left == "Thing" and expected.returncode == 3
+
+
+def test_what_cannot_be_run_is_said(folder):
+    missing = run(folder, sys.executable, "-m", "momo_hf", "missing.py")
+    assert missing.returncode == 2 and f"can't open file '{folder}/missing.py'" in missing.stderr
+    for line in ((), ("-m",), ("--optim", "momo")):
+        nothing = run(folder, sys.executable, "-m", "momo_hf", *line)
+        assert nothing.returncode == 2 and "python -m momo_hf SCRIPT.py" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (),
+        ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        ("torch.distributed.run", "--nproc_per_node", "2"),
+    ],
+    ids=["python", "accelerate", "torchrun"],
+)
+def test_a_trainer_script_gets_its_optimizer_on_every_process(folder, command):
+    options = ["--output_dir", "out", "--optim", "momo_adam", "--max_steps", "2", "--report_to", "none", "--use_cpu"]
+    launcher = ("-m", *command) if command else ()
+    port = {"MASTER_PORT": str(free_port())}
+    result = run(folder, sys.executable, *launcher, "-m", "momo_hf", "train.py", *options, **port)
+    processes = 2 if command else 1
+    written = {path.name: path.read_text() for path in (folder / "out").glob("*.txt")}
+    assert written == {f"{i}.txt": f"{processes} MomoAdam" for i in range(processes)}, result.stderr[-4000:]
