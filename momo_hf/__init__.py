@@ -15,8 +15,9 @@ from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
 if TYPE_CHECKING:
     from momo_hf.integrations.accelerate import momo_metrics
     from momo_hf.integrations.callback import MomoCallback
+    from momo_hf.integrations.seq2seq import MomoSeq2SeqTrainer
     from momo_hf.integrations.smoothing import label_smoothing_bound
-    from momo_hf.integrations.transformers import MomoSeq2SeqTrainer, MomoTrainer, MomoTrainerMixin, momo_kwargs
+    from momo_hf.integrations.transformers import MomoTrainer, MomoTrainerMixin, momo_kwargs
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,11 @@ def __getattr__(name: str) -> Any:
     """What needs transformers or accelerate is imported when it is asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    elsewhere = {"momo_metrics": "accelerate", "MomoCallback": "callback", "label_smoothing_bound": "smoothing"}
+    elsewhere = {
+        "MomoCallback": "callback",
+        "MomoSeq2SeqTrainer": "seq2seq",
+        "label_smoothing_bound": "smoothing",
+        "momo_metrics": "accelerate",
+    }
     module = elsewhere.get(name, "transformers")
     return getattr(importlib.import_module(f"momo_hf.integrations.{module}"), name)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from datasets import disable_progress_bars
 from transformers import HfArgumentParser
 
+from momo_hf.compat import training_arguments
 from momo_hf.config_file import read_config, unknown_name
 from momo_hf.errors import InputError
 from momo_hf.outputs import write_json
@@ -71,7 +72,9 @@ def parse_run(dataclass_types: tuple[type, ...], argv: list[str] | None = None) 
             raise InputError(f"{name!r} takes one value, got the list {value}", path, lines[name])
         from_file += _words(name, value)
     try:
-        *parts, rest = parser.parse_args_into_dataclasses(from_file + argv, return_remaining_strings=True)
+        *parts, rest = parser.parse_args_into_dataclasses(
+            training_arguments(from_file + argv), return_remaining_strings=True
+        )
     except ValueError as error:  # also of the dataclasses themselves, which check their values
         raise InputError(str(error), *_place(str(error), argv, path, lines)) from error
     if rest:

@@ -1,4 +1,4 @@
-"""Shared set-up: no network, one thread per process, nothing written outside tmp_path."""
+"""Shared set-up: no network, one thread per process, nothing written outside tmp_path; and which tests are fast."""
 
 import os
 
@@ -9,6 +9,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Files that start processes, compile, or train for long; all other tests are `fast`.
+SLOW = (
+    "tests/distributed/",
+    "tests/scripts/",
+    "tests/optim/test_compiled.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not item.nodeid.startswith(SLOW) and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.fast)
 
 
 @pytest.fixture

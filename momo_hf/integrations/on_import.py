@@ -22,7 +22,7 @@ class OnImport(MetaPathFinder):
         """Watch all imports from now on, and see to what was imported before."""
         sys.meta_path.insert(0, self)
         for name in self._ours:
-            if name in sys.modules:
+            if sys.modules.get(name) is not None:
                 importlib.import_module(self._ours[name])
 
     def find_spec(

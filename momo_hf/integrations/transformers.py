@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import Seq2SeqTrainer, Trainer, TrainingArguments, modelcard
+from transformers import Trainer, TrainingArguments, modelcard
 
 from momo_hf.integrations.accelerate import unwrap_optimizer
 from momo_hf.integrations.callback import MomoCallback
@@ -146,10 +146,6 @@ class MomoTrainerMixin:
 
 class MomoTrainer(MomoTrainerMixin, Trainer):
     """`transformers.Trainer` by another name; see `MomoTrainerMixin`."""
-
-
-class MomoSeq2SeqTrainer(MomoTrainerMixin, Seq2SeqTrainer):
-    """`transformers.Seq2SeqTrainer` by another name; see `MomoTrainerMixin`."""
 
 
 def install() -> None:

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from momo_hf.compat import config_dataclass
 
+
+@config_dataclass
 class DLRMConfig(PretrainedConfig):
     """Options of a DLRM.
 

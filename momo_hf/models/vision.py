@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from momo_hf.compat import config_dataclass
 from momo_hf.errors import InputError
 
 
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
 
+@config_dataclass
 class SmallVisionConfig(PretrainedConfig):
     """Options of the small classifiers.
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import (
     Seq2SeqTrainer,
@@ -129,6 +130,7 @@ def test_losses_without_token_counts_are_averaged_over_the_window(accumulation, 
 def test_bf16_autocast_follows_float32(tmp_path):
     runs = []
     for bf16 in (False, True):
+        AcceleratorState._reset_state(True)  # transformers 4 leaves the precision to the first run of a process
         args = arguments(tmp_path, bf16=bf16, learning_rate=0.05, max_steps=20)
         trainer = PlainTrainer(Net(), args, train_dataset=Points())
         trainer.train()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from momo_hf.compat import compile_options
 from momo_hf.optim import chunks
 from momo_hf.optim.buckets import Bucket
 from momo_hf.optim.kernels.plain import Plain, products_of_piece, write_piece
@@ -99,4 +100,4 @@ def compiled(function: Callable[..., Any], method: type[Method], count: int) -> 
         # Otherwise the compiler computes what is written a second time, in a loop of its own, for the sums over it, and
         # leaves out that a parameter rounds.
         options = {"realize_reads_threshold": 1, "emulate_precision_casts": True}
-    return constant_floats(torch.compile(function, dynamic=True, isolate_recompiles=True, options=options))
+    return constant_floats(torch.compile(function, dynamic=True, options=options, **compile_options()))

@@ -1,0 +1,87 @@
+"""What an installation brings, and what importing the package brings with it."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import momo_hf
+from tests.distributed.launch import environment_for
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(code):
+    result = subprocess.run([sys.executable, "-c", code], env=environment_for(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+def test_the_optimizers_import_torch_and_nothing_else():
+    code = "import sys, json, torch; before = set(sys.modules); import momo_hf.optim"
+    new = set(json.loads(python(f"{code}; print(json.dumps(sorted(set(sys.modules) - before)))")))
+    assert "momo_hf.optim.momo_adam" in new
+    others = {name for name in new if name.split(".")[0] not in sys.stdlib_module_names | {"momo_hf"}}
+    assert not others
+
+
+def test_the_optimizers_work_where_transformers_and_accelerate_are_missing():
+    shown = python("""
+import sys
+sys.modules.update({"transformers": None, "accelerate": None})
+import torch
+from momo_hf import MomoAdam
+from momo_hf.optim import Momo, MomoAdamAuto
+
+for method in (Momo, MomoAdam, MomoAdamAuto):
+    x = torch.nn.Parameter(torch.ones(3))
+    optimizer = method([x], lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = x.square().sum()
+        loss.backward()
+        optimizer.step(loss=loss)
+    print(loss.item() < 3)
+try:
+    from momo_hf import MomoTrainer
+except ImportError as error:
+    print(error.name)
+""")
+    assert shown.split() == ["True", "True", "True", "transformers"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import importlib.util, momo_hf; importlib.util.find_spec('accelerate'); import accelerate",
+        "import momo_hf; from transformers import Seq2SeqTrainer; import accelerate",
+        "import accelerate; from transformers import Trainer; import momo_hf",
+        "from momo_hf import MomoSeq2SeqTrainer; import accelerate",
+    ],
+)
+def test_names_and_wiring_are_there_whatever_is_imported_first(code):
+    shown = python(f"""
+{code}
+from transformers import Trainer, TrainingArguments
+args = TrainingArguments("out", optim="momo_adam", use_cpu=True)
+print(Trainer.get_optimizer_cls_and_kwargs(args)[0].__name__, accelerate.Accelerator.backward.wrapper)
+""")
+    assert shown.split() == ["MomoAdam", "momo_hf.integrations.accelerate._backward"]
+
+
+def test_everything_public_can_be_had():
+    assert all(getattr(momo_hf, name).__name__ == name for name in momo_hf.__all__)
+    with pytest.raises(AttributeError, match="'momo_hf' has no attribute 'Mommo'"):
+        momo_hf.Mommo  # noqa: B018
+
+
+def test_the_version_is_one():
+    assert importlib.metadata.version("momo-hf") == momo_hf.__version__
+    assert str(yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]) == momo_hf.__version__
+    assert f"\n## {momo_hf.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert (Path(momo_hf.__file__).parent / "py.typed").is_file()
