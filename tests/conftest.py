@@ -15,12 +15,14 @@ SLOW = (
     "tests/distributed/",
     "tests/scripts/",
     "tests/optim/test_compiled.py",
+    "tests/test_sweeps.py",
+    "tests/test_unchanged_scripts.py",
 )
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if not item.nodeid.startswith(SLOW) and item.get_closest_marker("slow") is None:
+        if not item.nodeid.startswith(SLOW):
             item.add_marker(pytest.mark.fast)
 
 

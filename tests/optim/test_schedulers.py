@@ -15,7 +15,9 @@ def torch_schedules(lr):
     """Whether torch's own optimizers go with this kind of lr: in 2.6 a tensor must have no dimensions."""
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=copy.deepcopy(lr), foreach=False)
     try:
-        torch.optim.lr_scheduler.ExponentialLR(sgd, 0.9).step()
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(sgd, 0.9)
+        sgd.step()
+        scheduler.step()
     except RuntimeError:
         return False
     return True
