@@ -62,6 +62,8 @@ except ImportError as error:
         "import momo_hf; from transformers import Seq2SeqTrainer; import accelerate",
         "import accelerate; from transformers import Trainer; import momo_hf",
         "from momo_hf import MomoSeq2SeqTrainer; import accelerate",
+        "from momo_hf import label_smoothing_bound; import accelerate",
+        "import momo_hf.integrations.model_card; import accelerate",
     ],
 )
 def test_names_and_wiring_are_there_whatever_is_imported_first(code):
