@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from momo_hf.optim.sharding import Layout, local, same_layout_gradient
+from momo_hf.optim.sharding import Layout, dtensor_type, local, same_layout_gradient
 
 
 # Options that every method has. A method is given only its own ones, which stay the same from step to step, so that a
@@ -99,7 +98,7 @@ def sort_into_buckets(
         RuntimeError: a gradient is sparse or complex.
     """
     members: dict[tuple, list[tuple[Tensor, Tensor | None, dict[str, Tensor]]]] = {}
-    layouts = iter(layouts)
+    layouts, dtensor = iter(layouts), dtensor_type()
     first: dict[tuple, int] = {}
     for index, group in enumerate(param_groups):
         alike = tuple(tuple(v) if isinstance(v, list) else v for v in (group[name] for name in options))
@@ -116,7 +115,7 @@ def sort_into_buckets(
                     f"build the parameter with {fix}."
                 )
             start = id(entry.get("start"))  # one tensor for all that joined together
-            key = (alike, p.device, p.dtype, layout, isinstance(p, DTensor), grad is not None, start)
+            key = (alike, p.device, p.dtype, layout, isinstance(p, dtensor), grad is not None, start)
             alike_members = members.get(key)
             if alike_members is None:
                 alike_members = members[key] = []

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from momo_hf.optim.kernels import Kernels
-from momo_hf.optim.sharding import Layout, is_dtensor, sum_over_shards
+from momo_hf.optim.sharding import Layout, dtensor_type, sum_over_shards
 
 
 Marks = list[tuple[int, ...]]
@@ -80,5 +80,6 @@ class Movement:
 def marks(params: list[Tensor]) -> Marks:
     """What changes when a tensor is written in place or put elsewhere, without a look at its values."""
     # Operations on a DTensor raise its own version, those on its part the version of the part.
-    parts = [p._local_tensor if is_dtensor(p) else p for p in params]
+    dtensor = dtensor_type()
+    parts = [p._local_tensor if isinstance(p, dtensor) else p for p in params]
     return list(zip([p._version for p in params], [t._version for t in parts], [t.data_ptr() for t in parts]))

@@ -11,10 +11,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def is_dtensor(value: Any) -> bool:
-    """Whether it is a DTensor. Nobody has one before its module was imported, which takes half as long as torch."""
+def dtensor_type() -> type | tuple[()]:
+    """DTensor for `isinstance`. Nobody has one before its module was imported, which takes half as long as torch."""
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(value, module.DTensor)
+    return () if module is None else module.DTensor
+
+
+def is_dtensor(value: Any) -> bool:
+    """Whether it is a DTensor."""
+    return isinstance(value, dtensor_type())
 
 
 class Layout(NamedTuple):
@@ -47,8 +52,8 @@ def layout_of(tensor: Tensor, shard_group: dist.ProcessGroup | None = None) -> L
 
 def layouts_of(tensors: list[Tensor], shard_group: dist.ProcessGroup | None = None) -> list[Layout | None]:
     """`layout_of` of many parameters, without a call for each plain one."""
-    split = shard_group is not None
-    return [layout_of(t, shard_group) if split or isinstance(t, DTensor) else None for t in tensors]
+    split, dtensor = shard_group is not None, dtensor_type()
+    return [layout_of(t, shard_group) if split or isinstance(t, dtensor) else None for t in tensors]
 
 
 def local(tensor: Tensor) -> Tensor:
