@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -150,6 +151,21 @@ def test_two_workers_run_every_point_once_and_one_takes_over_what_the_other_left
         sorted(runs(sweep_file)) == sorted([*set(runs(sweep_file)), "adamw_torch 0.01 1"])
         and len(runs(sweep_file)) == 13
     )
+
+
+def test_workers_that_ask_at_once_never_get_one_trial(sweep_file):
+    def take(turn):
+        study, taken = load_sweep(sweep_file).study("adamw"), []
+        while (number := study._pop_waiting_trial_id()) is not None:
+            taken.append(number)
+        return taken
+
+    study = load_sweep(sweep_file).study("adamw")
+    for seed in range(40):
+        study.enqueue_trial({"learning_rate": 0.1, "seed": seed})
+    with ThreadPoolExecutor(4) as pool:
+        taken = [number for numbers in pool.map(take, range(4)) for number in numbers]
+    assert len(taken) == len(set(taken)) == 40
 
 
 def test_a_stopped_sweep_continues_and_a_point_that_is_queued_twice_runs_once(sweep_file, start_worker):

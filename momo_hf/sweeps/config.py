@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 import optuna
+from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 from transformers import Trainer, TrainingArguments
 
@@ -103,9 +104,18 @@ class Sweep:
             raise InputError(
                 f"the sweep's `storage` cannot be opened ({said}); give a URL that optuna knows."
             ) from error
-        return optuna.create_study(
+        study = optuna.create_study(
             study_name=optimizer, storage=storage, direction=self.direction, load_if_exists=True
         )
+        take = study._pop_waiting_trial_id
+
+        def take_alone() -> int | None:
+            # SQLite has no lock on a row, so that two workers can take one trial out of the queue.
+            with FileLock(f"{self.output_dir}/sweep.lock"):
+                return take()
+
+        study._pop_waiting_trial_id = take_alone
+        return study
 
     @property
     def worst(self) -> float:
