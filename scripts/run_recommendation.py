@@ -20,7 +20,7 @@ from torch.utils.data import StackDataset
 from transformers import set_seed
 
 from momo_hf import MomoTrainer
-from momo_hf.data.clicks import load_clicks
+from momo_hf.data.clicks import SHUFFLE_BUFFER, load_clicks
 from momo_hf.errors import InputError, run_main
 from momo_hf.metrics import ClickMetric
 from momo_hf.models.dlrm import DLRM, DLRMConfig
@@ -29,9 +29,6 @@ from momo_hf.runs import parse_run, write_results
 
 
 logger = logging.getLogger(__name__)
-
-# Rows among which a stream is shuffled.
-SHUFFLE_BUFFER = 100_000
 
 
 @dataclass

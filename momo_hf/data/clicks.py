@@ -2,7 +2,7 @@
 
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 NUM_DENSE, NUM_TABLES = 13, 26
 # Every tenth row is held out, so that a file of unknown length can be streamed.
 HELD_OUT_EVERY = 10
+# Rows among which a stream is shuffled.
+SHUFFLE_BUFFER = 100_000
 # A file with more broken rows than this is another file than it should be.
 MAX_BROKEN = 100
 MAX_NAMED = 10
@@ -79,8 +81,19 @@ def load_clicks(name: str, table_size: int, max_eval_samples: int = 100_000) -> 
             "the least."
         )
     columns = {key: np.stack([row[key] for row in validation]) for key in validation[0]}
-    train = IterableDataset.from_generator(rows, gen_kwargs={**options, "held_out": False})
+    train = IterableDataset.from_generator(_training_rows, gen_kwargs={"read": rows, **options})
     return Clicks(train, Dataset.from_dict(columns))
+
+
+def _training_rows(read: Callable[..., Iterator[dict[str, Any]]], **options: Any) -> Iterator[dict[str, Any]]:
+    """The rows that are not held out, with a bar while the buffer fills from which training draws them."""
+    with tqdm(desc="Rows to shuffle", total=SHUFFLE_BUFFER, leave=False) as bar:
+        for number, row in enumerate(read(**options, held_out=False), start=1):
+            if number <= SHUFFLE_BUFFER:
+                bar.update()
+            if number == SHUFFLE_BUFFER:
+                bar.close()
+            yield row
 
 
 # ---- Rows ----

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets.utils import tqdm
 
 from momo_hf.data.files import load_named, local_path
 from momo_hf.data.idx import find_idx, load_idx
@@ -82,7 +83,9 @@ def load_images(
         split: [f"{part}/**" for part in parts if (folder / part).is_dir()] for split, parts in SPLIT_FOLDERS.items()
     }
     patterns = {split: found for split, found in patterns.items() if found} or {"train": ["**"]}
-    data = load_named(name, "imagefolder", data_dir=str(folder), data_files=patterns)
+    with tqdm(desc=f"Looking through {folder}", total=1) as bar:
+        data = load_named(name, "imagefolder", data_dir=str(folder), data_files=patterns)
+        bar.update()
     return _named(data, name, image_column, label_column, text_column)
 
 

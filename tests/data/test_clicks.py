@@ -110,3 +110,11 @@ def test_the_best_log_loss_of_the_demo_is_beyond_a_linear_model():
     # Even fitted to the held-out rows themselves, the numbers alone do not reach it.
     linear = minimize(loss, np.zeros(14)).fun
     assert clicks.best_log_loss < linear < entropy
+
+
+def test_bars_show_while_held_out_rows_and_the_shuffle_buffer_are_read(tmp_path, capfd):
+    path = tmp_path / "train.txt"
+    path.write_text("".join("\t".join(FIELDS) + "\n" for _ in range(40)))
+    rows = list(load_clicks(str(path), 100).train)
+    said = capfd.readouterr().err
+    assert len(rows) == 36 and "Held-out rows" in said and "Rows to shuffle" in said

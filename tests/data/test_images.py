@@ -57,6 +57,12 @@ def test_folders_of_splits(tmp_path, held_out):
         load_images(str(tmp_path))
 
 
+def test_a_bar_shows_while_a_folder_is_looked_through(tmp_path, capfd):
+    pictures(tmp_path)
+    load_images(str(tmp_path))
+    assert f"Looking through {tmp_path}" in capfd.readouterr().err
+
+
 def test_captions(tmp_path):
     for i in range(5):
         Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / f"{i}.png")
