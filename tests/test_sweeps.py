@@ -160,10 +160,10 @@ def test_workers_that_ask_at_once_never_get_one_trial(sweep_file):
             taken.append(number)
         return taken
 
-    study = load_sweep(sweep_file).study("adamw")
-    for seed in range(40):
-        study.enqueue_trial({"learning_rate": 0.1, "seed": seed})
     with ThreadPoolExecutor(4) as pool:
+        study, *_ = pool.map(lambda _: load_sweep(sweep_file).study("adamw"), range(4))  # all make the storage at once
+        for seed in range(40):
+            study.enqueue_trial({"learning_rate": 0.1, "seed": seed})
         taken = [number for numbers in pool.map(take, range(4)) for number in numbers]
     assert len(taken) == len(set(taken)) == 40
 

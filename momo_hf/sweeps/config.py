@@ -91,6 +91,20 @@ class Sweep:
         """
         Path(self.output_dir).mkdir(parents=True, exist_ok=True)
         url = self.storage or f"sqlite:///{self.output_dir}/sweep.sqlite3"
+        # Workers start at the same moment, and SQLite has a lock neither on a table that is made nor on a row that is taken.
+        one_at_a_time = FileLock(f"{self.output_dir}/sweep.lock")
+        with one_at_a_time:
+            study = self._open(url, optimizer)
+        take = study._pop_waiting_trial_id
+
+        def take_alone() -> int | None:
+            with one_at_a_time:
+                return take()
+
+        study._pop_waiting_trial_id = take_alone
+        return study
+
+    def _open(self, url: str, optimizer: str) -> optuna.Study:
         try:
             storage = optuna.storages.RDBStorage(
                 url,
@@ -104,18 +118,9 @@ class Sweep:
             raise InputError(
                 f"the sweep's `storage` cannot be opened ({said}); give a URL that optuna knows."
             ) from error
-        study = optuna.create_study(
+        return optuna.create_study(
             study_name=optimizer, storage=storage, direction=self.direction, load_if_exists=True
         )
-        take = study._pop_waiting_trial_id
-
-        def take_alone() -> int | None:
-            # SQLite has no lock on a row, so that two workers can take one trial out of the queue.
-            with FileLock(f"{self.output_dir}/sweep.lock"):
-                return take()
-
-        study._pop_waiting_trial_id = take_alone
-        return study
 
     @property
     def worst(self) -> float:
