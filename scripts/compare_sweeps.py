@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from momo_hf.errors import run_main
+from momo_hf.recipes.errors import run_main
 from momo_hf.sweeps.config import default_lr, load_sweep
 from momo_hf.sweeps.results import averages, collect
 

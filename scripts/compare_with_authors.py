@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from momo_hf import Momo, MomoAdam
 from momo_hf.data.images import load_images
 from momo_hf.data.transforms import ImageTransform
-from momo_hf.errors import run_main
 from momo_hf.models.vision import MLPConfig, MLPForImageClassification
+from momo_hf.recipes.errors import run_main
 
 
 METHODS = {"momo": (Momo, authors.Momo), "momo_adam": (MomoAdam, authors.MomoAdam)}

@@ -36,10 +36,10 @@ from momo_hf.diffusion import (
     save_grid,
     training_scheduler,
 )
-from momo_hf.errors import InputError, run_main
-from momo_hf.loops import Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
-from momo_hf.outputs import RunArguments, prepare_output, write_errors_named
-from momo_hf.runs import parse_run, write_results
+from momo_hf.recipes.errors import InputError, run_main
+from momo_hf.recipes.loop import Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
+from momo_hf.recipes.outputs import RunArguments, prepare_output, write_errors_named
+from momo_hf.recipes.run import parse_run, write_results
 
 
 logger = logging.getLogger(__name__)

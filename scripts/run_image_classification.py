@@ -29,11 +29,11 @@ from transformers import (
 from momo_hf import MomoTrainer
 from momo_hf.data.images import load_images
 from momo_hf.data.transforms import ImageTransform
-from momo_hf.errors import InputError, run_main
 from momo_hf.metrics import Accuracy
 from momo_hf.models.vision import OWN_MODELS
-from momo_hf.outputs import RunArguments, WholeCheckpoints, prepare_output
-from momo_hf.runs import parse_run, write_results
+from momo_hf.recipes.errors import InputError, run_main
+from momo_hf.recipes.outputs import RunArguments, WholeCheckpoints, prepare_output
+from momo_hf.recipes.run import parse_run, write_results
 
 
 logger = logging.getLogger(__name__)

@@ -29,10 +29,10 @@ from transformers import (
 from momo_hf import MomoSeq2SeqTrainer
 from momo_hf.data.bpe import train_bpe
 from momo_hf.data.translation import load_translation
-from momo_hf.errors import run_main
 from momo_hf.metrics import TranslationMetric
-from momo_hf.outputs import Seq2SeqRunArguments, WholeCheckpoints, prepare_output
-from momo_hf.runs import parse_run, write_results
+from momo_hf.recipes.errors import run_main
+from momo_hf.recipes.outputs import Seq2SeqRunArguments, WholeCheckpoints, prepare_output
+from momo_hf.recipes.run import parse_run, write_results
 
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import pytest
 from transformers import TrainingArguments
 
-from momo_hf.runs import parse_run
+from momo_hf.recipes.run import parse_run
 
 
 @pytest.mark.parametrize(

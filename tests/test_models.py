@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
 
-from momo_hf.errors import InputError
 from momo_hf.models.dlrm import DLRM, DLRMConfig
 from momo_hf.models.vision import OWN_MODELS
-from momo_hf.runs import parse_run
+from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.run import parse_run
 
 
 # Parameters as published: He et al. 2016 give 0.27 M and 1.7 M; the MLP and VGG16 by their layers.

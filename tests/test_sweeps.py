@@ -15,8 +15,8 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from momo_hf.errors import InputError
 from momo_hf.figures import plot_sweep
+from momo_hf.recipes.errors import InputError
 from momo_hf.sweeps.config import default_lr, load_sweep
 from momo_hf.sweeps.results import collect, decades, finished, summary
 from momo_hf.sweeps.running import point, reserve, work

@@ -10,8 +10,8 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from datasets.utils import tqdm
 
-from momo_hf.data.files import load_named, local_path, read_lines
-from momo_hf.errors import InputError
+from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.files import load_named, local_path, read_lines
 
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, DatasetDict, Features, Image
 
-from momo_hf.data.files import read_bytes, stream_to_disk
-from momo_hf.errors import InputError
+from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.files import read_bytes, stream_to_disk
 
 
 # `train-images-idx3-ubyte`, `t10k-images.idx3-ubyte.gz`, `emnist-letters-test-images-idx3-ubyte.gz`

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, Value
 
-from momo_hf.data.files import read_lines, stream_to_disk
-from momo_hf.errors import InputError
+from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.files import read_lines, stream_to_disk
 
 
 logger = logging.getLogger(__name__)

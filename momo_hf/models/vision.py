@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, Pretrained
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from momo_hf.compat import config_dataclass
-from momo_hf.errors import InputError
+from momo_hf.recipes.errors import InputError
 
 
 VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")

@@ -14,8 +14,8 @@ from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 from transformers import Trainer, TrainingArguments
 
-from momo_hf.config_file import read_config, unknown_name
-from momo_hf.errors import InputError
+from momo_hf.recipes.config_file import read_config, unknown_name
+from momo_hf.recipes.errors import InputError
 
 
 # Heartbeats are what lets a sweep go on after a worker was killed; optuna has called them experimental since 2021.

@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import minimize
 
 from momo_hf.data.clicks import BrokenRow, encode_row, load_clicks, synthetic_clicks
-from momo_hf.errors import InputError
+from momo_hf.recipes.errors import InputError
 
 
 FIELDS = ["1", "3", "", "-1", *["0"] * 10, "05db9164", "", *["68fd1e64"] * 24]

@@ -8,7 +8,7 @@ import pytest
 
 from momo_hf.data.idx import read_idx
 from momo_hf.data.images import load_images
-from momo_hf.errors import InputError
+from momo_hf.recipes.errors import InputError
 
 
 def idx(array):

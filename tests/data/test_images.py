@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from momo_hf.data.images import load_images
 from momo_hf.data.transforms import ImageTransform
-from momo_hf.errors import InputError
+from momo_hf.recipes.errors import InputError
 
 
 def test_the_demo_is_scikit_learns_digits():

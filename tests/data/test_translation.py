@@ -8,12 +8,12 @@ from babel.dates import format_date
 from datasets import DatasetDict
 from datasets import load_dataset as hub
 
-from momo_hf.data import files
 from momo_hf.data.bpe import train_bpe
 from momo_hf.data.cldr import sentence_pairs
 from momo_hf.data.translation import load_translation
-from momo_hf.errors import InputError
 from momo_hf.metrics import TranslationMetric
+from momo_hf.recipes import files
+from momo_hf.recipes.errors import InputError
 
 
 GERMAN, ENGLISH = ["Ein Hund.", "Zwei Katzen.", "Drei."], ["A dog.", "Two cats.", "Three."]

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from momo_hf.data.translation import load_translation
-from momo_hf.errors import InputError
+from momo_hf.recipes.errors import InputError
 
 
 GERMAN, ENGLISH = ["Ein Hund.", "Zwei Katzen.", "Drei."], ["A dog.", "Two cats.", "Three."]

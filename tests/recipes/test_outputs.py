@@ -4,8 +4,8 @@ import runpy
 
 import pytest
 
-from momo_hf.errors import InputError
-from momo_hf.outputs import RunArguments, prepare_output, remove_old_run
+from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.outputs import RunArguments, prepare_output, remove_old_run
 
 
 pytestmark = pytest.mark.usefixtures("fresh_state")

@@ -11,9 +11,9 @@ from accelerate.state import AcceleratorState, GradientState
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
-from momo_hf.errors import InputError
-from momo_hf.loops import STATE, Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
-from momo_hf.outputs import RunArguments, prepare_output
+from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.loop import STATE, Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
+from momo_hf.recipes.outputs import RunArguments, prepare_output
 from tests.toys import Net, Points
 
 

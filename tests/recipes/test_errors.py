@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from momo_hf.errors import InputError, run_main
+from momo_hf.recipes.errors import InputError, run_main
 
 
 ERROR = InputError("the file is empty", "train.de", 3)
@@ -94,6 +94,6 @@ def test_the_status_of_the_script_is_kept():
 
 
 def test_the_traceback_is_there_on_request(caplog):
-    with caplog.at_level(logging.DEBUG, "momo_hf.errors"):
+    with caplog.at_level(logging.DEBUG, "momo_hf.recipes.errors"):
         run_main(lambda: next(broken()))
     assert caplog.records[0].exc_info[1] is ERROR

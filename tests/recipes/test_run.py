@@ -6,9 +6,9 @@ import pytest
 from datasets import are_progress_bars_disabled, enable_progress_bars
 from transformers import TrainingArguments
 
-from momo_hf.config_file import read_config
-from momo_hf.errors import InputError
-from momo_hf.runs import parse_run
+from momo_hf.recipes.config_file import read_config
+from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.run import parse_run
 
 
 @dataclass

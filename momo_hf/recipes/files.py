@@ -14,7 +14,7 @@ from datasets import Dataset, Features, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.fingerprint import Hasher
 
-from momo_hf.errors import InputError
+from momo_hf.recipes.errors import InputError
 
 
 GZIP_MAGIC = b"\x1f\x8b"

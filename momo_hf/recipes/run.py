@@ -14,9 +14,9 @@ from datasets import disable_progress_bars
 from transformers import HfArgumentParser
 
 from momo_hf.compat import training_arguments
-from momo_hf.config_file import read_config, unknown_name
-from momo_hf.errors import InputError
-from momo_hf.outputs import write_json
+from momo_hf.recipes.config_file import read_config, unknown_name
+from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.outputs import write_json
 
 
 PACKAGES = (

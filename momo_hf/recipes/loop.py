@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from momo_hf.errors import InputError
 from momo_hf.integrations.accelerate import momo_metrics
-from momo_hf.outputs import remove_old_run, rotate, whole_folder, write_json
+from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.outputs import remove_old_run, rotate, whole_folder, write_json
 
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from momo_hf.data.files import read_lines
-from momo_hf.errors import InputError
+from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.files import read_lines
 
 
 class _Loader(yaml.SafeLoader):

@@ -23,7 +23,7 @@ from transformers.trainer_utils import (
     sort_checkpoints,
 )
 
-from momo_hf.errors import InputError
+from momo_hf.recipes.errors import InputError
 
 
 UNFINISHED = "unfinished"

@@ -17,8 +17,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from momo_hf import MomoTrainer
-from momo_hf.outputs import RunArguments, WholeCheckpoints, rotate, whole_folder, write_json
-from tests.test_outputs import OTHERS, USED, arguments, files, fill
+from momo_hf.recipes.outputs import RunArguments, WholeCheckpoints, rotate, whole_folder, write_json
+from tests.recipes.test_outputs import OTHERS, USED, arguments, files, fill
 from tests.toys import Net, Points
 
 
