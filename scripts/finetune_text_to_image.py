@@ -37,7 +37,7 @@ from momo_hf.diffusion import (
     training_scheduler,
 )
 from momo_hf.recipes.errors import InputError, run_main
-from momo_hf.recipes.loop import Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
+from momo_hf.recipes.loop import Loop, make_accelerator, make_optimizer, make_scheduler, number_of_steps
 from momo_hf.recipes.outputs import RunArguments, prepare_output, write_errors_named
 from momo_hf.recipes.run import parse_run, write_results
 
@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
         Denoiser(pipeline), optimizer, loader, eval_loader, lr_scheduler
     )
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    run = Run(args, accelerator, optimizer, loader, steps)
+    loop = Loop(args, accelerator, optimizer, loader, steps)
     logger.info(
         f"{sum(p.numel() for p in trained) / 1e6:.2f} M trained parameters, {len(train)} images, {steps} steps"
     )
@@ -258,15 +258,15 @@ def main(argv: list[str] | None = None) -> None:
         return losses * min_snr_weights(noise_scheduler, timesteps, model_args.min_snr_gamma)
 
     def evaluate(when: str) -> None:
-        with run.evaluation():
+        with loop.evaluation():
             loss = held_out_loss(accelerator, eval_loader, lambda batch: losses_of(batch, fixed=True))
-            run.log({"eval_loss": loss})
+            loop.log({"eval_loss": loss})
             show(when)
 
-    if run.step == 0:
+    if loop.step == 0:
         evaluate("before")
     model.train()
-    for batch in run.batches():
+    for batch in loop.batches():
         with accelerator.accumulate(model):
             loss = losses_of(batch, fixed=False).mean()
             accelerator.backward(loss)
@@ -275,19 +275,19 @@ def main(argv: list[str] | None = None) -> None:
             optimizer.step()
             lr_scheduler.step()
             optimizer.zero_grad()
-        if run.after_backward(loss):
-            if run.is_due("eval"):
-                evaluate("after" if run.step == steps else f"step-{run.step:06d}")
-            if run.is_due("save"):
-                run.save()
+        if loop.after_backward(loss):
+            if loop.is_due("eval"):
+                evaluate("after" if loop.step == steps else f"step-{loop.step:06d}")
+            if loop.is_due("save"):
+                loop.save()
 
-    with run.evaluation(), write_errors_named(output):
+    with loop.evaluation(), write_errors_named(output):
         save(accelerator, model, pipeline, model_args, output)
     if accelerator.is_main_process:
         seconds = time.perf_counter() - start
-        first, *later = run.logged("eval_loss")
+        first, *later = loop.logged("eval_loss")
         metrics = {"first_eval_loss": first, "eval_loss": later[-1] if later else None}
-        more = {"history": run.history, "accuracy": accuracies}
+        more = {"history": loop.history, "accuracy": accuracies}
         found = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, **more)
         for when, shares in accuracies.items():  # a resumed run has no "before"
             print(f"Right {when}: " + ", ".join(f"{prompt} {share:.0%}" for prompt, share in shares.items()))

@@ -22,7 +22,7 @@ from momo_hf.data.images import load_images
 from momo_hf.data.transforms import ImageTransform
 from momo_hf.diffusion import denoising_losses, fixed_noise, held_out_loss, random_noise, save_grid
 from momo_hf.recipes.errors import run_main
-from momo_hf.recipes.loop import Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
+from momo_hf.recipes.loop import Loop, make_accelerator, make_optimizer, make_scheduler, number_of_steps
 from momo_hf.recipes.outputs import RunArguments, prepare_output, write_errors_named
 from momo_hf.recipes.run import parse_run, write_results
 
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     decay = model_args.ema_decay
     ema = EMAModel(model.parameters(), decay, use_ema_warmup=True, power=3 / 4) if decay else None
-    run = Run(args, accelerator, optimizer, loader, steps, ema)
+    loop = Loop(args, accelerator, optimizer, loader, steps, ema)
 
     def predict(noisy, timesteps):
         return model(noisy, timesteps).sample
@@ -123,9 +123,9 @@ def main(argv: list[str] | None = None) -> None:
         return denoising_losses(predict, noise_scheduler, batch["pixel_values"], noise, timesteps)
 
     def evaluate() -> None:
-        with run.evaluation():
+        with loop.evaluation():
             loss = held_out_loss(accelerator, eval_loader, eval_losses)
-            run.log({"eval_loss": loss})
+            loop.log({"eval_loss": loss})
             # Every process samples, because under FSDP each one holds a part of the model.
             pipeline = DDIMPipeline(accelerator.unwrap_model(model), DDIMScheduler.from_config(noise_scheduler.config))
             silent = args.disable_tqdm or not accelerator.is_local_main_process
@@ -136,12 +136,12 @@ def main(argv: list[str] | None = None) -> None:
                 num_inference_steps=data_args.sampling_steps,
             ).images
         if accelerator.is_main_process:
-            save_grid(images, Path(args.output_dir) / "samples" / f"step-{run.step:06d}.png", columns=10)
+            save_grid(images, Path(args.output_dir) / "samples" / f"step-{loop.step:06d}.png", columns=10)
 
-    if run.step == 0:
+    if loop.step == 0:
         evaluate()
     model.train()
-    for batch in run.batches():
+    for batch in loop.batches():
         with accelerator.accumulate(model):
             clean = batch["pixel_values"]
             loss = denoising_losses(predict, noise_scheduler, clean, *random_noise(noise_scheduler, clean)).mean()
@@ -151,13 +151,13 @@ def main(argv: list[str] | None = None) -> None:
             optimizer.step()
             lr_scheduler.step()
             optimizer.zero_grad()
-        if run.after_backward(loss):
-            if run.is_due("eval"):
+        if loop.after_backward(loss):
+            if loop.is_due("eval"):
                 evaluate()
-            if run.is_due("save"):
-                run.save()
+            if loop.is_due("save"):
+                loop.save()
 
-    with run.evaluation():
+    with loop.evaluation():
         state_dict = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
         trained = new_model(data_args, model_args)
@@ -165,9 +165,9 @@ def main(argv: list[str] | None = None) -> None:
         with write_errors_named(Path(args.output_dir)):
             DDPMPipeline(trained, noise_scheduler).save_pretrained(args.output_dir)
         seconds = time.perf_counter() - start
-        first, *later = run.logged("eval_loss")
+        first, *later = loop.logged("eval_loss")
         metrics = {"first_eval_loss": first, "eval_loss": later[-1] if later else None}
-        path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, history=run.history)
+        path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, history=loop.history)
         print(f"Held-out loss {metrics}, {steps} steps, {seconds:.0f} s; see {path} and {path.parent / 'samples'}")
     accelerator.end_training()
 

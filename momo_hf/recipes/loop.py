@@ -50,7 +50,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         )
     level = logging.INFO if accelerator.is_main_process else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
-    set_seed(args.seed)  # the same model everywhere; `Run` makes the noise differ
+    set_seed(args.seed)  # the same model everywhere; `Loop` makes the noise differ
     return accelerator
 
 
@@ -85,7 +85,7 @@ def number_of_steps(args: TrainingArguments, loader: DataLoader, accelerator: Ac
     return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 
-class Run:
+class Loop:
     """Steps, epochs, logs and checkpoints of one run.
 
     Args:

@@ -12,7 +12,7 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 from momo_hf.recipes.errors import InputError
-from momo_hf.recipes.loop import STATE, Run, make_accelerator, make_optimizer, make_scheduler, number_of_steps
+from momo_hf.recipes.loop import STATE, Loop, make_accelerator, make_optimizer, make_scheduler, number_of_steps
 from momo_hf.recipes.outputs import RunArguments, prepare_output
 from tests.toys import Net, Points
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("fresh_state")
 
 
 def run_loop(folder, ema=True, **options):
-    """Six steps with a checkpoint after every second one; returns the run and its model."""
+    """Six steps with a checkpoint after every second one; returns the loop and its model."""
     defaults = {"optim": "momo_adam", "learning_rate": 0.1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
     defaults |= {"save_steps": 2, "logging_steps": 1, "max_steps": 6}
     args = RunArguments(str(folder), **{**defaults, **options})
@@ -32,18 +32,18 @@ def run_loop(folder, ema=True, **options):
     scheduler = make_scheduler(args, optimizer, args.max_steps, accelerator)
     loader = DataLoader(Points(), 8, shuffle=True)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
-    run = Run(args, accelerator, optimizer, loader, args.max_steps, EMAModel(model.parameters()) if ema else None)
-    for batch in run.batches():
+    loop = Loop(args, accelerator, optimizer, loader, args.max_steps, EMAModel(model.parameters()) if ema else None)
+    for batch in loop.batches():
         loss = model(**batch)["loss"]
         accelerator.backward(loss)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        if run.after_backward(loss) and run.is_due("save"):
-            run.save()
+        if loop.after_backward(loss) and loop.is_due("save"):
+            loop.save()
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    return run, model
+    return loop, model
 
 
 def test_a_killed_loop_goes_on_as_if_nothing_had_been(tmp_path):
