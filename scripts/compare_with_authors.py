@@ -15,10 +15,10 @@ import torch
 from tqdm.auto import tqdm
 
 from momo_hf import Momo, MomoAdam
-from momo_hf.data.images import load_images
-from momo_hf.data.transforms import ImageTransform
-from momo_hf.models.vision import MLPConfig, MLPForImageClassification
 from momo_hf.recipes.errors import run_main
+from momo_hf.recipes.images.data import load_images
+from momo_hf.recipes.images.models import MLPConfig, MLPForImageClassification
+from momo_hf.recipes.images.transforms import ImageTransform
 
 
 METHODS = {"momo": (Momo, authors.Momo), "momo_adam": (MomoAdam, authors.MomoAdam)}

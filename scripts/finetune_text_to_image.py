@@ -24,10 +24,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from momo_hf.data.images import load_images
-from momo_hf.data.transforms import ImageTransform
-from momo_hf.demo_pipeline import KNOWN, DigitJudge, caption, make_demo_pipeline, tokenize
-from momo_hf.diffusion import (
+from momo_hf.recipes.diffusion.demo_pipeline import KNOWN, DigitJudge, caption, make_demo_pipeline, tokenize
+from momo_hf.recipes.diffusion.denoising import (
     denoising_losses,
     fixed_noise,
     held_out_loss,
@@ -37,6 +35,8 @@ from momo_hf.diffusion import (
     training_scheduler,
 )
 from momo_hf.recipes.errors import InputError, run_main
+from momo_hf.recipes.images.data import load_images
+from momo_hf.recipes.images.transforms import ImageTransform
 from momo_hf.recipes.loop import Loop, make_accelerator, make_optimizer, make_scheduler, number_of_steps
 from momo_hf.recipes.outputs import RunArguments, prepare_output, write_errors_named
 from momo_hf.recipes.run import parse_run, write_results

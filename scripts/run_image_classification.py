@@ -27,11 +27,11 @@ from transformers import (
 )
 
 from momo_hf import MomoTrainer
-from momo_hf.data.images import load_images
-from momo_hf.data.transforms import ImageTransform
-from momo_hf.metrics import Accuracy
-from momo_hf.models.vision import OWN_MODELS
 from momo_hf.recipes.errors import InputError, run_main
+from momo_hf.recipes.images.data import load_images
+from momo_hf.recipes.images.metric import Accuracy
+from momo_hf.recipes.images.models import OWN_MODELS
+from momo_hf.recipes.images.transforms import ImageTransform
 from momo_hf.recipes.outputs import RunArguments, WholeCheckpoints, prepare_output
 from momo_hf.recipes.run import parse_run, write_results
 

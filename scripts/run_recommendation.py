@@ -20,9 +20,9 @@ from torch.utils.data import StackDataset
 from transformers import set_seed
 
 from momo_hf import MomoTrainer
-from momo_hf.data.clicks import SHUFFLE_BUFFER, load_clicks
-from momo_hf.metrics import ClickMetric
-from momo_hf.models.dlrm import DLRM, DLRMConfig
+from momo_hf.recipes.clicks.data import SHUFFLE_BUFFER, load_clicks
+from momo_hf.recipes.clicks.dlrm import DLRM, DLRMConfig
+from momo_hf.recipes.clicks.metric import ClickMetric
 from momo_hf.recipes.errors import InputError, run_main
 from momo_hf.recipes.outputs import RunArguments, WholeCheckpoints, prepare_output
 from momo_hf.recipes.run import parse_run, write_results

@@ -27,12 +27,12 @@ from transformers import (
 )
 
 from momo_hf import MomoSeq2SeqTrainer
-from momo_hf.data.bpe import train_bpe
-from momo_hf.data.translation import load_translation
-from momo_hf.metrics import TranslationMetric
 from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.outputs import Seq2SeqRunArguments, WholeCheckpoints, prepare_output
 from momo_hf.recipes.run import parse_run, write_results
+from momo_hf.recipes.translation.bpe import train_bpe
+from momo_hf.recipes.translation.data import load_translation
+from momo_hf.recipes.translation.metric import TranslationMetric
 
 
 logger = logging.getLogger(__name__)

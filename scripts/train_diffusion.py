@@ -18,10 +18,10 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, 
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
-from momo_hf.data.images import load_images
-from momo_hf.data.transforms import ImageTransform
-from momo_hf.diffusion import denoising_losses, fixed_noise, held_out_loss, random_noise, save_grid
+from momo_hf.recipes.diffusion.denoising import denoising_losses, fixed_noise, held_out_loss, random_noise, save_grid
 from momo_hf.recipes.errors import run_main
+from momo_hf.recipes.images.data import load_images
+from momo_hf.recipes.images.transforms import ImageTransform
 from momo_hf.recipes.loop import Loop, make_accelerator, make_optimizer, make_scheduler, number_of_steps
 from momo_hf.recipes.outputs import RunArguments, prepare_output, write_errors_named
 from momo_hf.recipes.run import parse_run, write_results

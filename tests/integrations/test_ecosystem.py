@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 import momo_hf
 from momo_hf import MomoAdam
-from momo_hf.data.bpe import train_bpe
+from momo_hf.recipes.translation.bpe import train_bpe
 from tests.toys import Net, Points
 
 

@@ -11,7 +11,7 @@ from diffusers import DDPMPipeline, StableDiffusionPipeline
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
-import momo_hf.models.vision  # noqa: F401
+import momo_hf.recipes.images.models  # noqa: F401
 
 
 QUIET = ["--disable_tqdm", "True", "--use_cpu", "True"]

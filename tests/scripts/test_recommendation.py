@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoModel
 
-import momo_hf.models.dlrm  # noqa: F401
+import momo_hf.recipes.clicks.dlrm  # noqa: F401
 
 
 def test_the_demo_and_a_streamed_file(run_script, tmp_path, monkeypatch):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
-import momo_hf.data.translation_pipeline  # noqa: F401
-from momo_hf.data.translation import load_translation
+import momo_hf.recipes.translation.pipeline  # noqa: F401
+from momo_hf.recipes.translation.data import load_translation
 
 
 TINY = [

@@ -1,4 +1,4 @@
-"""Image datasets from every source, and their transforms against torch and PIL."""
+"""Image datasets from every source."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,9 @@ from datasets import ClassLabel
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from momo_hf.data.images import load_images
-from momo_hf.data.transforms import ImageTransform
 from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.images.data import load_images
+from momo_hf.recipes.images.transforms import ImageTransform
 
 
 def test_the_demo_is_scikit_learns_digits():
@@ -145,28 +145,3 @@ def test_of_an_animation_the_first_picture_is_taken(tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     image = read_back(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:])
     assert image.n_frames == 2 and image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_transforms():
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    plain = ImageTransform(8)(image)
-    expected = torch.tensor(pixels / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)
-    torch.testing.assert_close(plain, expected)
-    grey = ImageTransform(8, 1, mean=0.1, std=0.3)(image)
-    torch.testing.assert_close(grey[0], torch.tensor((np.asarray(image.convert("L")) / 255 - 0.1) / 0.3).float())
-
-    wide = Image.fromarray(rng.integers(0, 256, (10, 20, 3), dtype=np.uint8))
-    middle = wide.resize((8, 8), Image.Resampling.BICUBIC, box=(5, 0, 15, 10))
-    torch.testing.assert_close(ImageTransform(8)(wide), ImageTransform(8)(middle))
-
-    torch.manual_seed(0)
-    flip, shift = ImageTransform(8, flip=True), ImageTransform(8, padding=2)
-    flipped = [flip(image) for _ in range(100)]
-    assert all(torch.equal(x, plain) or torch.equal(x, plain.flip(-1)) for x in flipped)
-    assert 20 < sum(torch.equal(x, plain) for x in flipped) < 80
-    assert any(torch.equal(shift(image)[:, :-2, :-1], plain[:, 2:, 1:]) for _ in range(200))
-    crop = ImageTransform(8, resized_crop=True)
-    assert {tuple(crop(wide).shape) for _ in range(20)} == {(3, 8, 8)}
-    assert len({crop(wide).sum().item() for _ in range(20)}) > 10

@@ -2,10 +2,10 @@
 
 from datasets import Dataset, DatasetDict
 
-from momo_hf.data.cldr import sentence_pairs
-from momo_hf.data.translation_folder import load_folder
 from momo_hf.recipes.errors import InputError
 from momo_hf.recipes.files import load_named, local_path
+from momo_hf.recipes.translation.cldr import sentence_pairs
+from momo_hf.recipes.translation.folder import load_folder
 
 
 DEMO_SIZES = {"train": 12000, "validation": 400, "test": 400}

@@ -6,9 +6,9 @@ import struct
 import numpy as np
 import pytest
 
-from momo_hf.data.idx import read_idx
-from momo_hf.data.images import load_images
 from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.images.data import load_images
+from momo_hf.recipes.images.idx import read_idx
 
 
 def idx(array):

@@ -1,4 +1,4 @@
-"""The package's own models: shapes and sizes of the papers, saving and loading, and torch as a witness."""
+"""The classifiers of the package: sizes of the papers, saving and loading, and what every config builds."""
 
 import runpy
 from pathlib import Path
@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
 
-from momo_hf.models.dlrm import DLRM, DLRMConfig
-from momo_hf.models.vision import OWN_MODELS
 from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.images.models import OWN_MODELS
 from momo_hf.recipes.run import parse_run
 
 
@@ -45,25 +44,6 @@ def test_impossible_sizes_are_named(name, options, message):
     config_class, model_class = OWN_MODELS[name]
     with pytest.raises(InputError, match=message):
         model_class(config_class(**options))
-
-
-def test_dlrm(tmp_path):
-    config = DLRMConfig(num_dense=3, num_tables=2, table_size=5, embedding_dim=4, bottom_mlp=[6], top_mlp=[7])
-    model = DLRM(config)
-    dense, sparse = torch.randn(8, 3), torch.randint(5, (8, 2))
-    labels = torch.randint(2, (8,)).float()
-    output = model(dense, sparse, labels)
-    # By its definition: the bottom vector, and the inner products of all pairs of vectors.
-    bottom = model.bottom(dense)
-    first, second = model.tables.weight[:5][sparse[:, 0]], model.tables.weight[5:][sparse[:, 1]]
-    pairs = [(first * bottom).sum(1), (second * bottom).sum(1), (second * first).sum(1)]
-    logits = model.click(model.top(torch.cat([bottom, torch.stack(pairs, 1)], 1))).squeeze(1)
-    torch.testing.assert_close(output.logits, logits)
-    expected = -(labels * logits.sigmoid().log() + (1 - labels) * (-logits).sigmoid().log()).mean()
-    torch.testing.assert_close(output.loss, expected)
-    model.save_pretrained(tmp_path)
-    loaded = AutoModel.from_pretrained(tmp_path)
-    assert torch.equal(loaded(dense, sparse).logits, model(dense, sparse).logits)
 
 
 # ResNet18 and ViT-B/16 as published have 11.7 M and 86.6 M parameters.

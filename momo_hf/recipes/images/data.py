@@ -8,9 +8,9 @@ import PIL.Image
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from datasets.utils import tqdm
 
-from momo_hf.data.idx import find_idx, load_idx
 from momo_hf.recipes.errors import InputError
 from momo_hf.recipes.files import load_named, local_path
+from momo_hf.recipes.images.idx import find_idx, load_idx
 
 
 HELD_OUT = 0.2

@@ -1,4 +1,4 @@
-"""What the diffusion scripts share: noise, targets, the held-out loss, sample grids."""
+"""The denoising loss and what goes with it: noise, targets, weights, the held-out loss, grids of samples."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -17,10 +17,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from momo_hf.data.images import load_images
-from momo_hf.data.transforms import ImageTransform
-from momo_hf.diffusion import denoising_losses, random_noise
 from momo_hf.optim import MomoAdam
+from momo_hf.recipes.diffusion.denoising import denoising_losses, random_noise
+from momo_hf.recipes.images.data import load_images
+from momo_hf.recipes.images.transforms import ImageTransform
 
 
 logger = logging.getLogger(__name__)

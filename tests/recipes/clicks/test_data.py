@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from momo_hf.data.clicks import BrokenRow, encode_row, load_clicks, synthetic_clicks
+from momo_hf.recipes.clicks.data import BrokenRow, encode_row, load_clicks, synthetic_clicks
 from momo_hf.recipes.errors import InputError
 
 

@@ -6,7 +6,14 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from momo_hf.diffusion import denoising_losses, fixed_noise, held_out_loss, min_snr_weights, random_noise, save_grid
+from momo_hf.recipes.diffusion.denoising import (
+    denoising_losses,
+    fixed_noise,
+    held_out_loss,
+    min_snr_weights,
+    random_noise,
+    save_grid,
+)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

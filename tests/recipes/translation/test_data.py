@@ -8,12 +8,10 @@ from babel.dates import format_date
 from datasets import DatasetDict
 from datasets import load_dataset as hub
 
-from momo_hf.data.bpe import train_bpe
-from momo_hf.data.cldr import sentence_pairs
-from momo_hf.data.translation import load_translation
-from momo_hf.metrics import TranslationMetric
 from momo_hf.recipes import files
 from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.translation.cldr import sentence_pairs
+from momo_hf.recipes.translation.data import load_translation
 
 
 GERMAN, ENGLISH = ["Ein Hund.", "Zwei Katzen.", "Drei."], ["A dog.", "Two cats.", "Three."]
@@ -77,22 +75,3 @@ def test_hub_datasets(name, tmp_path, monkeypatch):
 
 
 # ---- Tokenizer and metric ----
-
-
-def test_tokenizer_round_trip(tmp_path):
-    pairs = sentence_pairs({"train": 300})["train"]
-    tokenizer = train_bpe([text for pair in pairs for text in pair.values()], 500, 64)
-    tokenizer.save_pretrained(tmp_path)
-    loaded = type(tokenizer).from_pretrained(tmp_path)
-    for pair in pairs[:50]:
-        ids = loaded(pair["de"])["input_ids"]
-        assert ids[-1] == loaded.eos_token_id
-        assert loaded.decode(ids, skip_special_tokens=True).strip() == pair["de"]
-
-
-def test_metric_is_sacrebleu_without_a_download():
-    result = TranslationMetric().compute(predictions=["the cat sat on the mat"], references=["the cat sat on the mat"])
-    assert result == {"bleu": pytest.approx(100), "chrf": pytest.approx(100)}
-    # Papineni et al.: 2-gram precision 1/1 ... of a shortened sentence is lowered by the brevity penalty exp(1 - 6/5).
-    short = TranslationMetric().compute(predictions=["the cat sat on the"], references=["the cat sat on the mat"])
-    assert short["bleu"] == pytest.approx(100 * 2.718281828 ** (1 - 6 / 5), rel=1e-6)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from momo_hf.data.translation import load_translation
 from momo_hf.recipes.errors import InputError
+from momo_hf.recipes.translation.data import load_translation
 
 
 GERMAN, ENGLISH = ["Ein Hund.", "Zwei Katzen.", "Drei."], ["A dog.", "Two cats.", "Three."]

@@ -1,1 +1,0 @@
-"""Models of the paper's experiments that transformers does not have, as `PreTrainedModel`s."""

@@ -1,0 +1,1 @@
+"""Click prediction: logs that are streamed, the DLRM, and its scores."""

@@ -1,0 +1,1 @@
+"""Translation: sentence pairs from every source, the tokenizer, the scores, and a pipeline that answers."""
