@@ -18,11 +18,11 @@ from pathlib import Path
 import optuna
 from tqdm.auto import tqdm
 
-from momo_hf.figures import plot_sweep
 from momo_hf.recipes.errors import run_main
-from momo_hf.sweeps.config import Sweep, load_sweep
-from momo_hf.sweeps.results import collect, number_finished, summary
-from momo_hf.sweeps.running import reserve, work
+from momo_hf.recipes.sweeps.config import Sweep, load_sweep
+from momo_hf.recipes.sweeps.figures import plot_sweep
+from momo_hf.recipes.sweeps.results import collect, number_finished, summary
+from momo_hf.recipes.sweeps.running import reserve, work
 
 
 def main(argv: list[str] | None = None) -> int:

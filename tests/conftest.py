@@ -15,7 +15,7 @@ SLOW = (
     "tests/distributed/",
     "tests/scripts/",
     "tests/optim/test_compiled.py",
-    "tests/test_sweeps.py",
+    "tests/recipes/sweeps/",
     "tests/test_unchanged_scripts.py",
 )
 

@@ -15,7 +15,7 @@ import optuna
 from accelerate.state import AcceleratorState, GradientState
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from momo_hf.sweeps.config import Sweep
+from momo_hf.recipes.sweeps.config import Sweep
 
 
 logger = logging.getLogger(__name__)

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from momo_hf.figures import plot_sweep
 from momo_hf.recipes.errors import InputError
-from momo_hf.sweeps.config import default_lr, load_sweep
-from momo_hf.sweeps.results import collect, decades, finished, summary
-from momo_hf.sweeps.running import point, reserve, work
+from momo_hf.recipes.sweeps.config import default_lr, load_sweep
+from momo_hf.recipes.sweeps.figures import plot_sweep
+from momo_hf.recipes.sweeps.results import collect, decades, finished, summary
+from momo_hf.recipes.sweeps.running import point, reserve, work
 
 
 TASK = """
@@ -95,7 +95,7 @@ def test_every_run_is_a_result(sweep_file):
 
 WORKER = """
 import os, signal, sys, optuna
-from momo_hf.sweeps import config, running
+from momo_hf.recipes.sweeps import config, running
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 config.HEARTBEAT = 3
 if sys.argv[3:] == ["killed before its first heartbeat"]:

@@ -10,8 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from momo_hf.sweeps.config import Sweep
-from momo_hf.sweeps.results import averages
+from momo_hf.recipes.sweeps.config import Sweep
+from momo_hf.recipes.sweeps.results import averages
 
 
 COLORS = plt.get_cmap("tab10").colors

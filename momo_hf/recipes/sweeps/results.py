@@ -6,7 +6,7 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from momo_hf.sweeps.config import Sweep, default_lr
+from momo_hf.recipes.sweeps.config import Sweep, default_lr
 
 
 def finished(study: optuna.Study) -> dict[tuple[float, int], FrozenTrial]:
