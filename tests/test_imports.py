@@ -1,0 +1,59 @@
+"""The wings of the package: scripts -> recipes -> integrations -> optim, and no way back."""
+
+import ast
+import graphlib
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "momo_hf").rglob("*.py"))
+}
+# What each part may import of the package besides itself. `momo_hf` is the public names, `compat` of use to all.
+PARTS = {
+    "momo_hf.compat": set(),
+    "momo_hf.optim": {"momo_hf.compat"},
+    "momo_hf.integrations": {"momo_hf.compat", "momo_hf.optim"},
+    "momo_hf": {"momo_hf.integrations", "momo_hf.optim"},
+    "momo_hf.__main__": {"momo_hf"},
+    "momo_hf.recipes": {"momo_hf", "momo_hf.compat", "momo_hf.integrations", "momo_hf.optim"},
+}
+
+
+def imports(path):
+    """Every module that a file imports: at its top, in functions, for type checkers."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: the tests of directions do not follow relative imports"
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}"
+                yield inside if inside in FILES else node.module
+
+
+def part_of(module):
+    parts = [part for part in PARTS if module == part or (part != "momo_hf" and module.startswith(f"{part}."))]
+    assert parts, f"{module} is in no part of the package"
+    return parts[0]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_arrows_point_one_way(module):
+    own = part_of(module)
+    for imported in imports(FILES[module]):
+        top = imported.split(".")[0]
+        assert top not in ("scripts", "tests"), imported
+        if top == "momo_hf":
+            assert part_of(imported) in PARTS[own] | {own}, imported
+        elif own == "momo_hf.optim":
+            assert top == "torch" or top in sys.stdlib_module_names, imported
+
+
+def test_there_are_no_circles():
+    graph = {module: {name for name in imports(path) if name in FILES} for module, path in FILES.items()}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(FILES)
