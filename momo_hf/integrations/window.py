@@ -15,6 +15,7 @@ from torch import Tensor
 from momo_hf.integrations import deepspeed
 from momo_hf.integrations.gradients import Gradients, Snapshot, models_key, parameters_of
 from momo_hf.optim import MomoOptimizer
+from momo_hf.optim.intake import Given
 from momo_hf.optim.sharding import layout_of, local, sum_over_shards, whole
 
 
@@ -51,6 +52,7 @@ class LossWindow:
         """Forget everything: the gradients are gone."""
         self.sums = Sums()
         self._clips: dict[str, Tensor] = {}
+        self._whole_norm = False  # whether the last clip saw all gradients, and nobody has written to them since
         self._snapshot: Snapshot | None = None
         self._fresh = self._used = False
 
@@ -78,6 +80,7 @@ class LossWindow:
             return
         held = self.gradients.held()
         kept = self._snapshot.kept(held)
+        self._whole_norm &= len(kept) == len(held)
         if not kept:
             self.clear()
         elif self._used or self._snapshot.written(kept):
@@ -88,6 +91,7 @@ class LossWindow:
                     "loss with them. If you scaled them, say so by set_clip_factor(); if you added the gradient of another "
                     "loss, give the sum by set_loss().",
                 )
+            self._whole_norm = False
             left = self._any_left(kept)
             self._each(lambda loss: torch.where(left.to(loss.device), loss, 0.0))
             self._clips = {kind: torch.where(left.to(clip.device), clip, 1.0) for kind, clip in self._clips.items()}
@@ -141,6 +145,7 @@ class LossWindow:
         """
         local = self.sum_with(share) if averaged is None else None
         self._fold(self._clip_factor())
+        self._whole_norm = False
         self.sums = Sums(local, self.sums.averaged if averaged is None else (*self.sums.averaged, averaged))
         self._fresh, self._used = True, False
 
@@ -168,6 +173,7 @@ class LossWindow:
         covered = self._covered(parameters)
         if not any(covered) or not math.isfinite(max_norm):
             return
+        self._whole_norm = all(covered)
         factor = (max_norm / (whole(norm).detach() + 1e-6)).clamp(max=1.0)
         if all(covered):
             self._clips["full"] = factor * self._clips.get("full", 1.0)
@@ -196,7 +202,7 @@ class LossWindow:
 
     def __call__(
         self, loss: Tensor | float | None, clip_factor: Tensor | float | None, returned: Tensor | float | None
-    ) -> tuple[Tensor | None, Tensor | float | None]:
+    ) -> Given:
         """The loss and the clip factor of the step that is about to be taken.
 
         Args:
@@ -205,11 +211,14 @@ class LossWindow:
             returned: by a closure on this process, or None; it counts where nothing was backpropagated.
 
         Returns:
-            The two, averaged over the processes over which the gradients were; None where there is none.
+            The two, averaged over the processes over which the gradients were; None where there is none. And whether
+            the clip factor comes from the norm of all gradients as they are.
         """
         self.settle(told=loss is not None or clip_factor is not None)
+        whole_norm = False
         if clip_factor is None:
             clip_factor = self._clip_factor() if self.zero is None else deepspeed.clip_factor(self.zero)
+            whole_norm = clip_factor is not None and (self._whole_norm or self.zero is not None)
         like = self.optimizer.param_groups[0]["step"]
         if loss is None and not self._fresh:
             loss = returned
@@ -224,7 +233,7 @@ class LossWindow:
             loss = sum((*(part() for part in self.sums.averaged), *local))
         self._spend(clip_factor)
         # Parameters that FSDP keeps on the CPU take their scalars from there too.
-        return None if loss is None else loss.to(like.device), clip_factor
+        return None if loss is None else loss.to(like.device), clip_factor, whole_norm
 
     def _spend(self, clip_factor: Tensor | float | None) -> None:
         """Gradients that nobody drops after the step stay with their loss."""

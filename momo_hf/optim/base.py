@@ -1,7 +1,7 @@
 """What every MoMo method shares: parameter groups, the two passes over the parameters, the state."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from momo_hf.compat import untraced
-from momo_hf.optim.buckets import sort_into_buckets
+from momo_hf.optim.buckets import Bucket, sort_into_buckets
 from momo_hf.optim.checkpoints import take_back, with_defaults, with_starts
 from momo_hf.optim.checks import NO_LOSS, check_group, check_one_model
 from momo_hf.optim.intake import LossIntake
 from momo_hf.optim.method import Method
-from momo_hf.optim.model import ModelState, Step, average_weight, next_step, with_drift
+from momo_hf.optim.model import ModelState, Step, acceptable, average_weight, next_step, with_drift
 from momo_hf.optim.movement import Movement
-from momo_hf.optim.passes import inner_products, prepare, write
+from momo_hf.optim.passes import finite_gradients, inner_products, prepare, write
 from momo_hf.optim.sharding import Layout, layouts_of, local, whole
 from momo_hf.optim.watch import Watch
 
@@ -100,7 +100,7 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
                 raise ValueError("step() takes `closure` or `loss`, got both: the closure already returns the loss.")
             with torch.enable_grad():
                 loss = closure()
-        given, clip_factor = self._take_loss(closure, loss)
+        given, clip_factor, whole_norm = self._take_loss(closure, loss)
         if not self._has_gradients() and (given is None or not self.state):
             return loss
         if given is None:
@@ -122,29 +122,53 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
         buckets = sort_into_buckets(
             self.param_groups, self.state, ("exp_avg", *self.buffers), self._option_names(), places
         )
-        kernels = prepare(type(self), buckets, weight, step)
+        given = self._scalar(given, like)
+        clip_factor = None if clip_factor is None else self._scalar(clip_factor, like).clamp(max=1.0)
+        rates = self._per_group(("lr", "base_lr", "weight_decay"), like)
+        usable = acceptable(given, *rates, clip_factor)
+        finite = self._finite(clip_factor, whole_norm, buckets, layouts, like)
+        if finite is not None:
+            usable = usable & finite
+        kernels = prepare(type(self), buckets, weight, step, None if finite is None else usable)
         strayed = self._movement.since_last_step(params, kernels, layouts, like)
-        dual_norm_sq, overlap, sample_norm_sq, strayed = inner_products(kernels, strayed, len(self.param_groups), step)
+        dual_norm_sq, overlap, sample_norm_sq, grad_norm_sq, strayed = inner_products(
+            kernels, strayed, len(self.param_groups), step
+        )
         state, update = next_step(
             state,
-            self._scalar(given, like),
+            given,
             dual_norm_sq,
             overlap,
             sample_norm_sq if group["slope"] == "gradient" else None,
+            grad_norm_sq,
             strayed,
-            *self._per_group(("lr", "base_lr", "weight_decay"), like),
+            *rates,
+            usable,
             lb=group["lb"],
             beta=beta,
             bias_correction=corrected,
             use_fstar=group["use_fstar"],
             divide=group["divide"],
-            clip_factor=None if clip_factor is None else self._scalar(clip_factor, like).clamp(max=1.0),
+            clip_factor=clip_factor,
         )
         found = write(kernels, update, layouts, step)
         self._keep(with_drift(state, self._movement.after_step(params, found, layouts)))
         self._show(update)
         self._watch.after_step(self.param_groups[0])
         return loss if loss is not None else given
+
+    @staticmethod
+    def _finite(
+        clip_factor: Tensor | None,
+        whole_norm: bool,
+        buckets: list[Bucket],
+        layouts: Iterable[Layout | None],
+        like: Tensor,
+    ) -> Tensor | None:
+        """Whether the gradients are finite, 0-dim; None if only all processes together know."""
+        if whole_norm:
+            return clip_factor > 0  # 0 where the norm was infinite
+        return finite_gradients(buckets, like) if all(layout is None for layout in layouts) else None
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]

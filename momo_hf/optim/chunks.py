@@ -45,9 +45,13 @@ class Piece:
         shapes = [t.shape for t in next(iter(self.roles.values()))]
         return [(rest, [shape[0] for shape in run]) for rest, run in groupby(shapes, lambda shape: shape[1:])]
 
-    def read(self, role: str) -> Tensor:
-        """The role as one flat tensor in the dtype to compute in: the memory itself where it can be."""
+    def read(self, role: str, out: Tensor | None = None) -> Tensor:
+        """The role as one flat tensor in the dtype to compute in: the memory itself where it can be, or else a copy, in
+        `out` if that is given.
+        """
         tensors = self.roles[role]
+        if len(tensors) > 1 and out is not None and tensors[0].dtype == self.dtype:
+            return self._join_into(out, tensors)
         flat = tensors[0] if len(tensors) == 1 else self._join(tensors)
         flat = flat if flat.dim() == 1 else flat.reshape(-1)
         return flat if flat.dtype == self.dtype else flat.to(self.dtype)
@@ -67,6 +71,14 @@ class Piece:
             runs.append(torch.cat(tensors[start : start + len(lengths)]).reshape(-1))
             start += len(lengths)
         return torch.cat(runs) if len(runs) > 1 else runs[0]
+
+    def _join_into(self, out: Tensor, tensors: list[Tensor]) -> Tensor:
+        start, filled = 0, 0
+        for rest, lengths in self.runs:
+            run, size = tensors[start : start + len(lengths)], sum(lengths) * rest.numel()
+            torch.cat(run, out=out[filled : filled + size].view(-1, *rest))
+            start, filled = start + len(lengths), filled + size
+        return out
 
 
 def pieces(roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True) -> Iterator[Piece]:

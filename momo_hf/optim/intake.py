@@ -9,11 +9,10 @@ from momo_hf.optim.checks import check_loss
 
 
 # Called at every step with the loss and the clip factor that were given by hand and with what a closure returned, each
-# perhaps None; returns the loss and the clip factor of the step.
-LossSource = Callable[
-    [Tensor | float | None, Tensor | float | None, Tensor | float | None],
-    tuple[Tensor | float | None, Tensor | float | None],
-]
+# perhaps None; returns the loss and the clip factor of the step, and whether that factor comes from the norm of all
+# gradients as they are now.
+Given = tuple[Tensor | float | None, Tensor | float | None, bool]
+LossSource = Callable[[Tensor | float | None, Tensor | float | None, Tensor | float | None], Given]
 
 
 class LossIntake:
@@ -62,10 +61,10 @@ class LossIntake:
         """Forget the loss and the clip factor of a step that will not be taken."""
         self._loss = self._clip_factor = None
 
-    def _take_loss(
-        self, closure: Callable[[], Tensor | float] | None, loss: Tensor | float | None
-    ) -> tuple[Tensor | float | None, Tensor | float | None]:
-        """The loss and the clip factor of this step: given by hand, or backpropagated, or returned by the closure."""
+    def _take_loss(self, closure: Callable[[], Tensor | float] | None, loss: Tensor | float | None) -> Given:
+        """The loss and the clip factor of this step: given by hand, or backpropagated, or returned by the closure; and
+        whether the factor comes from the norm of all gradients, so that it says whether they are finite.
+        """
         returned = None
         if loss is not None and closure is not None and self._loss is None:
             check_loss(loss, self.param_groups)
@@ -76,4 +75,4 @@ class LossIntake:
         self.drop_loss()
         if self.loss_source is not None:
             return self.loss_source(given, clip_factor, returned)
-        return returned if given is None else given, clip_factor
+        return returned if given is None else given, clip_factor, False

@@ -16,7 +16,7 @@ find the step size (unless weight decay asks for it), and no two large inner pro
 import math
 from typing import NamedTuple
 
-from torch import Tensor, finfo, full_like, stack, where
+from torch import Tensor, cat, finfo, full_like, stack, where
 
 
 # The part of the way from the averaged loss to `lb` that one step aims at with `use_fstar="share"`.
@@ -83,6 +83,13 @@ def clip_gap(loss: Tensor, clip_factor: Tensor | None, fstar: Tensor) -> Tensor:
     return loss if clip_factor is None else fstar + clip_factor * (loss - fstar)
 
 
+def acceptable(loss: Tensor, lr: Tensor, base_lr: Tensor, weight_decay: Tensor, clip_factor: Tensor | None) -> Tensor:
+    """Whether a step can be taken with what it is given, as far as that is known before the gradients are read; 0-dim."""
+    given = [loss.view(1), lr, base_lr, weight_decay] + ([] if clip_factor is None else [clip_factor.view(1)])
+    ok = cat(given).isfinite().all() & (lr.min() >= 0)
+    return ok if clip_factor is None else ok & (clip_factor >= 0)
+
+
 def with_drift(state: ModelState, moved: Tensor | None) -> ModelState:
     """The state with <d, what the parameters did> added, unless that is None or not finite, so that nothing is known."""
     return state if moved is None else state._replace(drift=state.drift + moved.nan_to_num(0.0, 0.0, 0.0))
@@ -94,10 +101,12 @@ def next_step(
     dual_norm_sq: Tensor,
     overlap: Tensor,
     sample_norm_sq: Tensor | None,
+    grad_norm_sq: Tensor,
     strayed: Tensor,
     lr: Tensor,
     base_lr: Tensor,
     weight_decay: Tensor,
+    usable: Tensor,
     *,
     lb: float,
     beta: float,
@@ -115,12 +124,15 @@ def next_step(
         overlap: s_g = <d_g, x_g>, shape (groups,); only groups with decay count.
         sample_norm_sq: <g_g, D_g^{-1} g_g> of this step's gradient, shape (groups,), for the slope of the samples; None
             for the paper's slope, which is that of the averaged gradient.
+        grad_norm_sq: |g_g|², shape (groups,), to see whether every gradient is finite and small enough to be squared; 0
+            where that is known.
         strayed: <d_{k-1}, x_k - x>, 0-dim, where x_k is what the parameters are and x what the last step made of them in
             exact arithmetic. It is taken in on a skipped step too; where it is not finite nothing is known, and it is
             left out.
         lr: α_g, shape (groups,).
         base_lr: α_g before any schedule, shape (groups,); `use_fstar="share"` follows the schedule by lr / base_lr.
         weight_decay: λ_g, shape (groups,).
+        usable: False, 0-dim, where it is known already that the step is to be dropped, see `acceptable`.
         lb: the user's lower bound; f* never falls below it.
         beta: β of both averages.
         bias_correction: whether ρ_k = 1-β^k (averages start at 0) or 1 (they start at the first sample).
@@ -128,8 +140,7 @@ def next_step(
             `SHARE` of the way from the averaged model down to `lb`. The cap is then no scale to decay by, and the
             step size of the step before takes its place.
         divide: whether the decay is proximal, `/ (1 + a)`, or AdamW's, `(1 - a) x`.
-        clip_factor: κ, by which the gradients were scaled before they were seen here, or None; a step with one that is
-            negative or not a number is dropped.
+        clip_factor: κ, by which the gradients were scaled before they were seen here, or None.
 
     Returns:
         The state after step k and the step to take. Where the loss or an inner product is not finite, the state is
@@ -193,10 +204,8 @@ def next_step(
         raw_loss_avg=state.raw_loss_avg.lerp(loss, weight),
     )
     # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
-    numbers = stack([*new, tau, cap, decay.sum(), loss, fed, dual_norm_sq.sum(), overlap.sum(), slope])
-    ok = numbers.isfinite().all() & (lr.min() >= 0)
-    if clip_factor is not None:
-        ok = ok & (clip_factor >= 0)
+    numbers = stack([*new, tau, decay.sum(), fed, dual_norm_sq.sum(), overlap.sum(), slope, grad_norm_sq.sum()])
+    ok = numbers.isfinite().all() & usable
     old = stack(state)
     kept = ModelState(*where(ok, numbers[: len(new)], old).to(old.dtype).unbind())
     kept = kept._replace(skipped=state.skipped + ~ok)

@@ -4,6 +4,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from momo_hf.optim.base import MomoOptimizer
+from momo_hf.optim.kernels import register
+from momo_hf.optim.kernels.fused import FusedMomentum
 
 
 class Momo(MomoOptimizer):
@@ -71,3 +73,6 @@ class Momo(MomoOptimizer):
                 "compile": compile,
             },
         )
+
+
+register(FusedMomentum, Momo)

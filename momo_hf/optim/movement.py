@@ -81,5 +81,5 @@ def marks(params: list[Tensor]) -> Marks:
     """What changes when a tensor is written in place or put elsewhere, without a look at its values."""
     # Operations on a DTensor raise its own version, those on its part the version of the part.
     dtensor = dtensor_type()
-    parts = [p._local_tensor if isinstance(p, dtensor) else p for p in params]
+    parts = [p._local_tensor if isinstance(p, dtensor) else p for p in params] if dtensor else params
     return list(zip([p._version for p in params], [t._version for t in parts], [t.data_ptr() for t in parts]))

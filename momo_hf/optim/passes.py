@@ -12,7 +12,9 @@ from momo_hf.optim.model import Step, debias
 from momo_hf.optim.sharding import Layout, sum_over_shards
 
 
-def prepare(method: type[Method], buckets: list[Bucket], weight: Tensor, step: Tensor) -> list[Kernels]:
+def prepare(
+    method: type[Method], buckets: list[Bucket], weight: Tensor, step: Tensor, usable: Tensor | None
+) -> list[Kernels]:
     """Kernels for every tensor of the buckets.
 
     Args:
@@ -20,11 +22,23 @@ def prepare(method: type[Method], buckets: list[Bucket], weight: Tensor, step: T
         buckets: the parameters.
         weight: 1-β_k, 0-dim.
         step: k, 0-dim.
+        usable: whether loss and gradients are finite, 0-dim, or None if that is not known yet.
     """
-    return [
-        kernels(method, b, weight.to(b.device, b.dtype), own_step(b, step).to(b.device, b.dtype))
-        for kernels, b in assign(method, buckets)
-    ]
+    made = []
+    for kernels, b in assign(method, buckets, usable is not None):
+        known = None if usable is None else usable.to(b.device)
+        made.append(kernels(method, b, weight.to(b.device, b.dtype), own_step(b, step).to(b.device, b.dtype), known))
+    return made
+
+
+def finite_gradients(buckets: list[Bucket], like: Tensor) -> Tensor:
+    """Whether all gradients are finite, and small enough to be squared, 0-dim, on the device of `like`."""
+    finite = torch.ones_like(like, dtype=torch.bool)
+    for bucket in buckets:
+        if bucket.moves:
+            norms = torch._foreach_norm(bucket.roles["grad"], 2, dtype=bucket.dtype)
+            finite = finite & torch.stack(norms).isfinite().all().to(finite.device)
+    return finite
 
 
 def own_step(bucket: Bucket, step: Tensor) -> Tensor:
@@ -47,7 +61,7 @@ def catch_up(bucket: Bucket, step: Tensor) -> Tensor | float:
 
 def inner_products(
     kernels: list[Kernels], strayed: dict[Layout | None, Tensor], groups: int, step: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """First pass, and the one sum over all shards.
 
     Args:
@@ -58,22 +72,22 @@ def inner_products(
         step: k, 0-dim.
 
     Returns:
-        n_g = <d_g, u_g>, s_g = <d_g, x_g> and <g_g, D_g^{-1} g_g>, with one entry per parameter group, the last one 0
-        unless the slope of the samples is asked for; and the sum of `strayed`, 0-dim.
+        n_g = <d_g, u_g>, s_g = <d_g, x_g>, <g_g, D_g^{-1} g_g> and |g_g|², with one entry per parameter group, the last
+        two 0 unless they are asked for (see `Kernels.products`); and the sum of `strayed`, 0-dim.
     """
     sums = {}
     for layout, value in strayed.items():
-        sums[layout] = value.new_zeros(4, groups)
-        sums[layout][3, 0] = value
+        sums[layout] = value.new_zeros(5, groups)
+        sums[layout][4, 0] = value
     for part in kernels:
         if part.bucket.moves:
             total = sums[part.bucket.layout]
             found, late = part.products().to(total), catch_up(part.bucket, step)
             if torch.is_tensor(late):
-                found = found * torch.stack([late, torch.ones_like(late), late])
-            total[:3, part.bucket.index] += found
-    norms, overlaps, samples, rest = sum(sum_over_shards(part, layout) for layout, part in sums.items())
-    return norms, overlaps, samples, rest[0]
+                found = found * torch.stack([late, torch.ones_like(late), late, torch.ones_like(late)])
+            total[:4, part.bucket.index] += found
+    *rows, rest = sum(sum_over_shards(part, layout) for layout, part in sums.items())
+    return *rows, rest[0]
 
 
 def write(

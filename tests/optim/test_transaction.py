@@ -75,6 +75,41 @@ def test_sums_that_overflow_are_skipped():
 
 
 @both
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("size", [2e19, 3e38])
+def test_gradients_too_large_to_be_squared_are_skipped(cls, known, size, monkeypatch):
+    """Their v would be infinite for ever, and the direction 0. Other processes may hold the rest, so that nobody knows."""
+    if not known:
+        monkeypatch.setattr(cls, "_finite", staticmethod(lambda *args: None))
+    params, backward = least_squares()
+    optimizer = cls(params, lr=0.1)
+    train(optimizer, backward, 2)
+    before = snapshot(optimizer, params)
+    loss = backward().detach()
+    params[0].grad[0, 0] = size
+    optimizer.step(loss=loss)
+    assert unchanged(before, snapshot(optimizer, params)) and optimizer.param_groups[0]["skipped"] == 1
+    params[0].grad[0, 0] = float("nan")
+    optimizer.step(loss=loss)
+    assert unchanged(before, snapshot(optimizer, params)) and optimizer.param_groups[0]["skipped"] == 2
+
+
+@both
+def test_a_norm_that_overflowed_is_skipped(cls):
+    """Clipping by an infinite norm has set the gradients to 0."""
+    params, backward = least_squares()
+    optimizer = cls(params, lr=0.1)
+    train(optimizer, backward, 2)
+    before = snapshot(optimizer, params)
+    loss = backward().detach()
+    for p in params:
+        p.grad.zero_()
+    optimizer.loss_source = lambda *given: (loss, torch.tensor(0.0), True)
+    optimizer.step()
+    assert unchanged(before, snapshot(optimizer, params)) and optimizer.param_groups[0]["skipped"] == 1
+
+
+@both
 def test_a_tiny_slope_is_a_capped_step(cls):
     """A gap over a slope beyond the largest float32 is no reason to skip: the cap decides."""
     params, backward = least_squares()

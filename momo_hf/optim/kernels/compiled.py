@@ -1,7 +1,7 @@
 """The plain passes over large tensors, through `torch.compile`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from momo_hf.compat import compile_options
 from momo_hf.optim import chunks
 from momo_hf.optim.buckets import Bucket
-from momo_hf.optim.kernels.plain import Plain, products_of_piece, write_piece
+from momo_hf.optim.kernels.plain import Plain, first_pass, second_pass
 from momo_hf.optim.method import Method
 
 
@@ -26,7 +26,7 @@ class Compiled(Plain):
     """
 
     @classmethod
-    def take(cls, bucket: Bucket) -> tuple[Bucket, Bucket]:
+    def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
         if not (bucket.group["compile"] and bucket.moves):
             return bucket.empty, bucket
         return bucket.split(lambda row: row[0].numel() >= chunks.PACKED and all(t.is_contiguous() for t in row))
@@ -49,54 +49,67 @@ class Compiled(Plain):
         roles = [role for role in self.bucket.roles if role != "param" or self.bucket.decays]
         sums = []
         for batch in self.batches:
-            function = compiled(products_of_tensors, self.method, len(batch))
+            function = compiled(first_pass_of_tensors, self.method, len(batch), self.usable is not None)
             tensors = [{role: tensor[role] for role in roles} for tensor in batch]
-            sums.append(function(self.method, self.options, tensors, self.weight, self.bucket.sampled))
+            sums.append(
+                function(self.method, self.options, tensors, self.weight, self.usable, sampled=self.bucket.sampled)
+            )
         return torch.stack(sums).sum(0)
 
     def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> Tensor:
         bucket, sums = self.bucket, []
-        how = {"stored": bucket.stored, "moves": True, "decays": bucket.decays, "divide": bucket.group["divide"]}
+        roles = [role for role in bucket.roles if role != "grad" or self.usable is None]
         for batch in self.batches:
-            function = compiled(write_tensors, self.method, len(batch))
-            sums.append(function(self.method, self.options, batch, self.weight, factor, decay, ok, **how))
+            function = compiled(second_pass_of_tensors, self.method, len(batch), True)
+            tensors = [{role: tensor[role] for role in roles} for tensor in batch]
+            step = (self.weight, factor, decay, ok)
+            sums.append(function(self.method, self.options, tensors, *step, stored=bucket.stored, **self.how))
         torch.autograd.graph.increment_version(bucket.roles["param"])
         return torch.stack(sums).sum(0)
 
 
-def products_of_tensors(
-    method: type[Method], options: dict[str, Any], tensors: list[dict[str, Tensor]], weight: Tensor, sampled: bool
+def first_pass_of_tensors(
+    method: type[Method],
+    options: dict[str, Any],
+    tensors: list[dict[str, Tensor]],
+    weight: Tensor,
+    usable: Tensor | None,
+    sampled: bool,
+) -> Tensor:
+    sums = [first_pass(method, options, piece, weight, usable, sampled) for piece in wide(tensors, weight)]
+    return torch.stack([torch.stack(row) for row in sums]).sum(0)
+
+
+def second_pass_of_tensors(
+    method: type[Method],
+    options: dict[str, Any],
+    tensors: list[dict[str, Tensor]],
+    weight: Tensor,
+    *step: Tensor,
+    **how: Any,
 ) -> Tensor:
     rows = []
-    for roles in tensors:
-        # Tensors are taken whole and converted in the loop, without a copy.
-        piece = {role: tensor.to(weight.dtype) for role, tensor in roles.items()}
+    for piece, roles in zip(wide(tensors, weight), tensors):
         # Together, tensor by tensor: the compiler makes one loop only of what stands close to each other.
-        rows.append(torch.stack(products_of_piece(method, options, piece, weight, sampled)))
+        rows.append(torch.stack(second_pass(method, options, piece, weight, *step, **how)))
+        if piece["param"] is not roles["param"]:
+            roles["param"].copy_(piece["param"])
     return torch.stack(rows).sum(0)
 
 
-def write_tensors(
-    method: type[Method], options: dict[str, Any], tensors: list[dict[str, Tensor]], *step: Any, **how: Any
-) -> Tensor:
-    weight, rows = step[0], []
-    for roles in tensors:
-        piece = {role: tensor.to(weight.dtype) for role, tensor in roles.items()}
-        rows.append(torch.stack(write_piece(method, options, piece, *step, **how)))
-        for role, tensor in roles.items():
-            if role != "grad" and tensor.dtype != weight.dtype:
-                tensor.copy_(piece[role])
-    return torch.stack(rows).sum(0)
+def wide(tensors: list[dict[str, Tensor]], weight: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Tensors by role in the dtype to compute in; they are taken whole and converted in the loop, without a copy."""
+    return ({role: tensor.to(weight.dtype) for role, tensor in roles.items()} for roles in tensors)
 
 
 @functools.cache
-def compiled(function: Callable[..., Any], method: type[Method], count: int) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], method: type[Method], count: int, writes: bool) -> Callable[..., Any]:
     """A pass over `count` tensors of one size, whichever it is; compiled once for each method and its options."""
     # With sizes, the compiler would also take floats for variable, and torch 2.13 may then find a graph in its cache on
     # disk that has the betas of another run in it.
     constant_floats = torch._dynamo.config.patch(specialize_float=True)
     options = None
-    if function is write_tensors:
+    if writes:
         # Otherwise the compiler computes what is written a second time, in a loop of its own, for the sums over it, and
         # leaves out that a parameter rounds.
         options = {"realize_reads_threshold": 1, "emulate_precision_casts": True}

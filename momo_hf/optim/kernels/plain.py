@@ -14,7 +14,7 @@ from momo_hf.optim.method import Method
 
 class Plain(Kernels):
     @classmethod
-    def take(cls, bucket: Bucket) -> tuple[Bucket, Bucket]:
+    def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
         return bucket, bucket.empty
 
     @cached_property
@@ -31,8 +31,10 @@ class Plain(Kernels):
         sums = []
         for piece in self.pieces:
             tensors = {role: piece.read(role) for role in roles}
-            sums += products_of_piece(self.method, self.options, tensors, self.weight, self.bucket.sampled)
-        return torch.stack(sums).view(-1, 3).sum(0) if sums else self.weight.new_zeros(3)
+            sums += first_pass(self.method, self.options, tensors, self.weight, self.usable, self.bucket.sampled)
+            if self.usable is not None:
+                self._put_back(piece, tensors, ("exp_avg", *self.method.buffers))
+        return torch.stack(sums).view(-1, 4).sum(0) if sums else self.weight.new_zeros(4)
 
     def overlap(self) -> Tensor:
         sums = [inner_product(piece.read("exp_avg"), piece.read("param")) for piece in self.pieces]
@@ -40,34 +42,66 @@ class Plain(Kernels):
 
     def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> Tensor:
         bucket, sums = self.bucket, []
-        how = {"moves": bucket.moves, "decays": bucket.decays, "divide": bucket.group["divide"]}
+        taken = self.usable is not None and bucket.moves
+        written = () if taken else ("exp_avg", *self.method.buffers)
+        read = [role for role in bucket.roles if role != "grad" or not taken]
         for piece in self.pieces:
-            tensors = {role: piece.read(role) for role in piece.roles}
-            sums += write_piece(
-                self.method, self.options, tensors, self.weight, factor, decay, ok, bucket.stored, **how
+            tensors = {role: piece.read(role) for role in read}
+            sums += second_pass(
+                self.method, self.options, tensors, self.weight, factor, decay, ok, bucket.stored, **self.how
             )
-            for role, tensor in tensors.items():
-                if role != "grad" and (role != "param" or bucket.moves):
-                    piece.write(role, tensor)
+            self._put_back(piece, tensors, (*written, "param") if bucket.moves else written)
         return torch.stack(sums).view(-1, 2).sum(0) if sums else self.weight.new_zeros(2)
 
+    @property
+    def how(self) -> dict[str, bool]:
+        """What `second_pass` does, from the options."""
+        return {"moves": self.bucket.moves, "decays": self.bucket.decays, "divide": self.bucket.group["divide"]}
 
-def products_of_piece(
-    method: type[Method], options: dict[str, Any], piece: dict[str, Tensor], weight: Tensor, sampled: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """<d, u>, where the parameter is given <d, x>, and where `sampled` <g, D^{-1} g> of one flat piece, from what d, u
-    and D are going to be.
+    @staticmethod
+    def _put_back(piece: Piece, tensors: dict[str, Tensor], roles: tuple[str, ...]) -> None:
+        for role in roles:
+            piece.write(role, tensors[role])
+
+
+def first_pass(
+    method: type[Method],
+    options: dict[str, Any],
+    piece: dict[str, Tensor],
+    weight: Tensor,
+    usable: Tensor | None,
+    sampled: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """<d, u>, where the parameter is given <d, x>, where `sampled` <g, D^{-1} g>, and where nobody knows whether the
+    gradients are finite |g|², of one flat piece. Where it is known, d and the buffers are written, in place.
     """
-    grad, zero = piece["grad"], torch.zeros_like(weight)
-    momentum = lerp(piece["exp_avg"], grad, weight)
-    buffers = method.update_buffers(grad, {name: piece[name] for name in method.buffers}, options)
+    zero = torch.zeros_like(weight)
+    if usable is None:
+        grad, size = piece["grad"], inner_product(piece["grad"], piece["grad"])
+        momentum = lerp(piece["exp_avg"], grad, weight)
+        buffers = method.update_buffers(grad, {name: piece[name] for name in method.buffers}, options)
+    else:
+        grad, size = take_in(method, options, piece, weight, usable), zero
+        momentum, buffers = piece["exp_avg"], {name: piece[name] for name in method.buffers}
     norm = inner_product(momentum, method.precondition(momentum, buffers, options))
     overlap = inner_product(momentum, piece["param"]) if "param" in piece else zero
     sample = inner_product(grad, method.precondition(grad, buffers, options)) if sampled else zero
-    return norm, overlap, sample
+    return norm, overlap, sample, size
 
 
-def write_piece(
+def take_in(
+    method: type[Method], options: dict[str, Any], piece: dict[str, Tensor], weight: Tensor, ok: Tensor
+) -> Tensor:
+    """Write d and the buffers of one flat piece in place, unless `ok` is False; the gradient that they took in."""
+    grad, kept = zero_unless(ok, piece["grad"]), ok.to(weight.dtype)
+    buffers = {name: piece[name] for name in method.buffers}
+    for name, new in method.update_buffers(grad, buffers, options).items():
+        lerp(piece[name], new, kept, out=piece[name])
+    lerp(piece["exp_avg"], grad, weight * kept, out=piece["exp_avg"])
+    return grad
+
+
+def second_pass(
     method: type[Method],
     options: dict[str, Any],
     piece: dict[str, Tensor],
@@ -80,18 +114,17 @@ def write_piece(
     decays: bool,
     divide: bool,
 ) -> tuple[Tensor, Tensor]:
-    """d, the buffers and, where it moves, the parameter of one flat piece, in place; <d, x> and <d, rounding>."""
-    grad, kept = zero_unless(ok, piece["grad"]), ok.to(weight.dtype)
-    buffers = {name: piece[name] for name in method.buffers}
-    for name, new in method.update_buffers(grad, buffers, options).items():
-        buffers[name] = lerp(piece[name], new, kept, out=piece[name])
-    momentum = lerp(piece["exp_avg"], grad, weight * kept, out=piece["exp_avg"])
-    param = piece["param"]
+    """d and the buffers, where a gradient is given to take in, and, where it moves, the parameter of one flat piece, in
+    place; <d, x> and <d, rounding>.
+    """
+    if "grad" in piece:
+        take_in(method, options, piece, weight, ok)
+    momentum, param = piece["exp_avg"], piece["param"]
     if moves:
-        direction = method.precondition(momentum, buffers, options)
+        direction = method.precondition(momentum, {name: piece[name] for name in method.buffers}, options)
         if decays and not divide:
             param.mul_(1 - decay)
-        param.addcmul_(direction, factor, value=-1)
+        param.addcmul_(zero_unless(ok, direction), factor, value=-1)
         if decays and divide:
             param.div_(1 + decay)
     return standing(momentum, param, stored, zero=torch.zeros_like(weight))

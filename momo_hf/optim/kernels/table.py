@@ -30,13 +30,16 @@ def register(kernels: type[Kernels], method: type[Method]) -> None:
     TABLE.insert(-1, Entry(kernels, method))
 
 
-def assign(method: type[Method], buckets: list[Bucket]) -> list[tuple[type[Kernels], Bucket]]:
-    """Find the kernel set of every tensor: the first one in the table that serves the method and takes the tensor."""
+def assign(method: type[Method], buckets: list[Bucket], known: bool) -> list[tuple[type[Kernels], Bucket]]:
+    """Find the kernel set of every tensor: the first one in the table that serves the method and takes the tensor.
+
+    `known` says whether loss and gradients are known to be finite or not before the first pass.
+    """
     assigned = []
     sets = [entry.kernels for entry in TABLE if entry.serves(method)]
     for rest in buckets:
         for kernels in sets:
-            mine, rest = kernels.take(rest)
+            mine, rest = kernels.take(rest, known)
             if mine.roles["param"]:
                 assigned.append((kernels, mine))
             if not rest.roles["param"]:
