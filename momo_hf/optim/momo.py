@@ -6,6 +6,7 @@ from torch.optim.optimizer import ParamsT
 from momo_hf.optim.base import MomoOptimizer
 from momo_hf.optim.kernels import register
 from momo_hf.optim.kernels.fused import FusedMomentum
+from momo_hf.optim.kernels.multi_tensor import MultiTensor
 
 
 class Momo(MomoOptimizer):
@@ -76,3 +77,4 @@ class Momo(MomoOptimizer):
 
 
 register(FusedMomentum, Momo)
+register(MultiTensor, Momo)

@@ -10,6 +10,7 @@ from momo_hf.optim.base import MomoOptimizer
 from momo_hf.optim.checks import check_range
 from momo_hf.optim.kernels import register
 from momo_hf.optim.kernels.fused import FusedAdam
+from momo_hf.optim.kernels.multi_tensor import MultiTensorAdam
 from momo_hf.optim.model import debias
 
 
@@ -109,3 +110,4 @@ class MomoAdam(MomoOptimizer):
 
 
 register(FusedAdam, MomoAdam)
+register(MultiTensorAdam, MomoAdam)

@@ -1,0 +1,144 @@
+"""The two passes over many tensors in one launch each, in Triton; imported where they are used, because Triton is optional.
+
+A launch walks over blocks of all tensors. Two tables on the device say where they are: `places` has a row per tensor with
+the addresses of its roles and its size, `blocks` a row per block with its tensor and where in it the block begins. Every
+block writes its part of the sums to a row of its own, so that they are added in the same order in every run.
+"""
+
+import triton
+import triton.language as tl
+
+
+# Elements of a block: enough to hide the load of its row, few enough for the registers of one program.
+BLOCK = 2048
+# Where the roles stand in a row of `places`.
+PARAM, GRAD, MOMENTUM, SECOND, SIZE = (tl.constexpr(i) for i in range(5))
+# Where the numbers of a step stand in the vector that both passes are given.
+WEIGHT, CORRECTION, FACTOR, DECAY, OK = (tl.constexpr(i) for i in range(5))
+
+
+@triton.jit
+def _at(places, tensor, role: tl.constexpr, dtype: tl.constexpr):
+    """The address of a role of a tensor."""
+    return tl.load(places + tensor * 5 + role).to(tl.pointer_type(dtype))
+
+
+@triton.jit
+def _momentum(places, tensor, offsets, mask):
+    """d as it is."""
+    return tl.load(_at(places, tensor, MOMENTUM, tl.float32) + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
+def _averages(
+    places, tensor, offsets, mask, before, weight, grad_dtype: tl.constexpr, beta2: tl.constexpr, adam: tl.constexpr
+):
+    """g, and d and v as they are going to be, from d as it is."""
+    g = tl.load(_at(places, tensor, GRAD, grad_dtype) + offsets, mask=mask, other=0.0).to(tl.float32)
+    d = before + weight * (g - before)
+    v = d
+    if adam:
+        v = tl.load(_at(places, tensor, SECOND, tl.float32) + offsets, mask=mask, other=0.0)
+        v = beta2 * v + (1 - beta2) * g * g
+    return g, d, v
+
+
+@triton.jit
+def _store(places, tensor, offsets, mask, d, v, adam: tl.constexpr):
+    tl.store(_at(places, tensor, MOMENTUM, tl.float32) + offsets, d, mask=mask)
+    if adam:
+        tl.store(_at(places, tensor, SECOND, tl.float32) + offsets, v, mask=mask)
+
+
+@triton.jit
+def _direction(d, v, mask, correction, eps: tl.constexpr, adam: tl.constexpr):
+    """u = D^{-1} d."""
+    u = d
+    if adam:
+        u = tl.where(mask, d / (tl.sqrt(v) * correction + eps), 0.0)
+    return u
+
+
+@triton.jit
+def first_pass(
+    places,
+    blocks,
+    sums,
+    step,
+    param_dtype: tl.constexpr,
+    grad_dtype: tl.constexpr,
+    beta2: tl.constexpr,
+    eps: tl.constexpr,
+    adam: tl.constexpr,
+    decays: tl.constexpr,
+    known: tl.constexpr,
+    block: tl.constexpr,
+):
+    """<d, u>, <d, x> where the bucket decays and |g|² where it is not known to be finite; otherwise d and v are written."""
+    row = tl.program_id(0)
+    tensor = tl.load(blocks + row * 2)
+    offsets = tl.load(blocks + row * 2 + 1) + tl.arange(0, block)
+    size = tl.load(places + tensor * 5 + SIZE)
+    mask = offsets < size
+    before = _momentum(places, tensor, offsets, mask)
+    g, d, v = _averages(places, tensor, offsets, mask, before, tl.load(step + WEIGHT), grad_dtype, beta2, adam)
+    if known:
+        _store(places, tensor, offsets, offsets < size * tl.load(step + OK).to(tl.int64), d, v, adam)
+    else:
+        tl.store(sums + row * 3 + 2, tl.sum(g * g))
+    tl.store(sums + row * 3, tl.sum(d * _direction(d, v, mask, tl.load(step + CORRECTION), eps, adam)))
+    if decays:
+        x = tl.load(_at(places, tensor, PARAM, param_dtype) + offsets, mask=mask, other=0.0).to(tl.float32)
+        tl.store(sums + row * 3 + 1, tl.sum(d * x))
+
+
+@triton.jit
+def second_pass(
+    places,
+    blocks,
+    sums,
+    step,
+    param_dtype: tl.constexpr,
+    grad_dtype: tl.constexpr,
+    beta2: tl.constexpr,
+    eps: tl.constexpr,
+    adam: tl.constexpr,
+    decays: tl.constexpr,
+    divide: tl.constexpr,
+    known: tl.constexpr,
+    block: tl.constexpr,
+):
+    """x, and d and v if the first pass has not written them; <d, x> afterwards and <d, rounding>."""
+    row = tl.program_id(0)
+    tensor = tl.load(blocks + row * 2)
+    offsets = tl.load(blocks + row * 2 + 1) + tl.arange(0, block)
+    size = tl.load(places + tensor * 5 + SIZE)
+    mask = offsets < size
+    ok = tl.load(step + OK)
+    written = offsets < size * ok.to(tl.int64)
+    factor = tl.load(step + FACTOR)
+    decay = tl.load(step + DECAY)
+    before = _momentum(places, tensor, offsets, mask)
+    if known:
+        d = before
+        v = d
+        if adam:
+            v = tl.load(_at(places, tensor, SECOND, tl.float32) + offsets, mask=mask, other=0.0)
+    else:
+        g, d, v = _averages(places, tensor, offsets, mask, before, tl.load(step + WEIGHT), grad_dtype, beta2, adam)
+        _store(places, tensor, offsets, written, d, v, adam)
+        d = tl.where(written, d, before)
+    place = _at(places, tensor, PARAM, param_dtype) + offsets
+    x = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    new = x
+    if decays and not divide:
+        new *= 1 - decay
+    new -= factor * _direction(d, v, mask, tl.load(step + CORRECTION), eps, adam)
+    if decays and divide:
+        new /= 1 + decay
+    new = tl.where(written, new, x)
+    stored = new.to(param_dtype)
+    tl.store(place, stored, mask=written)
+    rounded = stored.to(tl.float32)
+    tl.store(sums + row * 2, tl.sum(d * rounded))
+    tl.store(sums + row * 2 + 1, tl.sum(d * (rounded - new)))
