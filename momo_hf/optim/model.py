@@ -207,7 +207,7 @@ def next_step(
     numbers = stack([*new, tau, decay.sum(), fed, dual_norm_sq.sum(), overlap.sum(), slope, grad_norm_sq.sum()])
     ok = numbers.isfinite().all() & usable
     old = stack(state)
-    kept = ModelState(*where(ok, numbers[: len(new)], old).to(old.dtype).unbind())
-    kept = kept._replace(skipped=state.skipped + ~ok)
+    kept = ModelState(*where(ok, numbers.narrow(0, 0, len(new)), old).to(old.dtype).unbind())
+    kept = kept._replace(skipped=state.skipped + ok.logical_not())
     factor = tau * ratio
     return kept, Step(where(ok, factor, zero), factor * rho, where(ok, decay, zero), ok)

@@ -66,8 +66,9 @@ class Movement:
         Returns:
             What the drift of the model has to take in at once, because no other process has a part in it; or None.
         """
-        self._left = {layout: sums[0] for layout, sums in found.items()}
-        self._lost = {layout: found[layout][1] for layout in found if rounds[layout]}
+        pairs = {layout: sums.unbind() for layout, sums in found.items()}
+        self._left = {layout: left for layout, (left, _) in pairs.items()}
+        self._lost = {layout: lost for layout, (_, lost) in pairs.items() if rounds[layout]}
         self._marks = marks(params)
         return self._lost.pop(None, None)
 

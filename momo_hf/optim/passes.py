@@ -75,19 +75,22 @@ def inner_products(
         n_g = <d_g, u_g>, s_g = <d_g, x_g>, <g_g, D_g^{-1} g_g> and |g_g|², with one entry per parameter group, the last
         two 0 unless they are asked for (see `Kernels.products`); and the sum of `strayed`, 0-dim.
     """
-    sums = {}
-    for layout, value in strayed.items():
-        sums[layout] = value.new_zeros(5, groups)
-        sums[layout][4, 0] = value
+    like = next(iter(strayed.values()))
+    found: dict[Layout | None, list[Tensor | None]] = {layout: [None] * groups for layout in strayed}
     for part in kernels:
-        if part.bucket.moves:
-            total = sums[part.bucket.layout]
-            found, late = part.products().to(total), catch_up(part.bucket, step)
-            if torch.is_tensor(late):
-                found = found * torch.stack([late, torch.ones_like(late), late, torch.ones_like(late)])
-            total[:4, part.bucket.index] += found
-    *rows, rest = sum(sum_over_shards(part, layout) for layout, part in sums.items())
-    return *rows, rest[0]
+        if not part.bucket.moves:
+            continue
+        row, late, total = part.products().to(like), catch_up(part.bucket, step), found[part.bucket.layout]
+        if torch.is_tensor(late):
+            row = row * torch.stack([late, torch.ones_like(late), late, torch.ones_like(late)])
+        index = part.bucket.index
+        total[index] = row if total[index] is None else total[index] + row
+    sums = []
+    for layout, value in strayed.items():
+        rows = [value.new_zeros(4) if row is None else row for row in found[layout]]
+        sums.append(sum_over_shards(torch.cat([*rows, value.view(1)]), layout))
+    products, rest = sum(sums[1:], sums[0]).split([4 * groups, 1])
+    return *products.view(groups, 4).unbind(1), rest.view(())
 
 
 def write(
@@ -98,11 +101,13 @@ def write(
     Returns:
         <d, x> after the step and <d, rounding>, shape (2,), of this process's part for every layout.
     """
-    found = {layout: update.factor.new_zeros(2) for layout in layouts}
+    found: dict[Layout | None, Tensor] = {}
+    factors, decays = update.factor.unbind(), update.decay.unbind()
     for part in kernels:
         bucket = part.bucket
-        factor, late = update.factor[bucket.index], catch_up(bucket, step)
+        factor, late = factors[bucket.index], catch_up(bucket, step)
         factor = factor * late if torch.is_tensor(late) else factor
-        factor, decay = (value.to(bucket.device, bucket.dtype) for value in (factor, update.decay[bucket.index]))
-        found[bucket.layout] += part.write(factor, decay, update.ok.to(bucket.device)).to(update.factor)
-    return found
+        factor, decay = (value.to(bucket.device, bucket.dtype) for value in (factor, decays[bucket.index]))
+        sums = part.write(factor, decay, update.ok.to(bucket.device)).to(update.factor)
+        found[bucket.layout] = sums + found[bucket.layout] if bucket.layout in found else sums
+    return {layout: found.get(layout, update.factor.new_zeros(2)) for layout in layouts}

@@ -88,7 +88,7 @@ class Fused(Plain):
 
     def products(self) -> Tensor:
         zero, sums = torch.zeros_like(self.weight), []
-        found_inf = (~self.usable).to(torch.float32)
+        found_inf = self.usable.logical_not().to(torch.float32)
         averages = ("exp_avg", *self.method.buffers)
         for batch in self.batches:
             tensors = self.lists(batch, ("grad", *averages, *(("param",) if self.bucket.decays else ())))
@@ -101,7 +101,7 @@ class Fused(Plain):
 
     def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> Tensor:
         bucket, zero, sums = self.bucket, torch.zeros_like(self.weight), []
-        found_inf, before, after = (~ok).to(torch.float32), 1 - decay, 1 + decay
+        found_inf, before, after = ok.logical_not().to(torch.float32), 1 - decay, 1 + decay
         for batch in self.batches:
             tensors = self.lists(batch, ("param", "exp_avg", *self.method.buffers))
             if bucket.decays and not bucket.group["divide"]:
