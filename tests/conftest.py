@@ -14,9 +14,11 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read where triton is imported,
 # Files that start processes, compile, or train for long; all other tests are `fast`.
 SLOW = (
     "tests/distributed/",
+    "tests/processes/",
     "tests/scripts/",
     "tests/optim/test_compiled.py",
     "tests/recipes/sweeps/",
+    "tests/test_package.py",
     "tests/test_unchanged_scripts.py",
 )
 

@@ -11,11 +11,11 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-from tests.distributed.launch import ROOT, environment_for
+from tests.processes.progress import Progress
+from tests.processes.start import start
 
 
 def memory(pid):
@@ -25,12 +25,6 @@ def memory(pid):
     except OSError:
         return None
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if fields else None
-
-
-def launch(command, log):
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=environment_for(), stdout=log, stderr=log
-    )
 
 
 def last_step(folder):
@@ -55,8 +49,10 @@ def run_with_kills(command, folder, every, seed=0, kills=None):
     again = ["--output_dir", folder, "--resume_from_checkpoint", "True", "--overwrite_output_dir", "True"]
     with Path(f"{folder}.log").open("w") as log:
         while True:
-            before, process = last_step(folder), launch([*command, *again], log)
+            before, process = last_step(folder), start(*command, *again, stdout=log, stderr=log)
+            progress = Progress()
             while process.poll() is None and (last_step(folder) == before or len(steps) == kills):
+                progress.check([log.name])
                 time.sleep(0.02)
             try:
                 process.wait(every * chance.random())
@@ -85,7 +81,7 @@ def main():
     command = [*args.command, "--max_steps", args.steps]
     start = time.monotonic()
     with (args.folder / "once.log").open("w") as log:
-        process, seen = launch([*command, "--output_dir", args.folder / "once"], log), []
+        process, seen = start(*command, "--output_dir", args.folder / "once", cold=True, stdout=log, stderr=log), []
         while process.poll() is None:
             seen.append(memory(process.pid))
             time.sleep(1)

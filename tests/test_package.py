@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,14 +9,14 @@ import pytest
 import yaml
 
 import momo_hf
-from tests.distributed.launch import environment_for
+from tests.processes.start import run
 
 
 ROOT = Path(__file__).parents[1]
 
 
 def python(code):
-    result = subprocess.run([sys.executable, "-c", code], env=environment_for(), capture_output=True, text=True)
+    result = run("-c", code, cold=True)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout
 

@@ -2,12 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.distributed.launch import environment_for, free_port
+from tests.processes import start
 
 
 WHO_AM_I = """
@@ -64,9 +62,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(folder, *command, **variables):
-    environment = environment_for(ACCELERATE_USE_CPU="true", **variables)
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+def run(folder, *command, cold=True, **variables):
+    return start.run(*command, cwd=folder, cold=cold, environment={"ACCELERATE_USE_CPU": "true", **variables})
 
 
 @pytest.mark.parametrize(
@@ -82,19 +79,19 @@ def run(folder, *command, **variables):
 def test_a_script_sees_what_python_shows_it(folder, line, safe_path):
     line = line.split()
     # With PYTHONSAFEPATH python puts no folder on the path, and the neighbours must be given by hand.
-    paths = {"PYTHONPATH": f"{environment_for()['PYTHONPATH']}{os.pathsep}{folder}", "PYTHONSAFEPATH": safe_path}
-    expected = run(folder, sys.executable, *line, **paths)
-    found = run(folder, sys.executable, "-m", "momo_hf", *line, **paths)
+    paths = {"PYTHONPATH": f"{start.ROOT}{os.pathsep}{folder}", "PYTHONSAFEPATH": safe_path}
+    expected = run(folder, *line, **paths)
+    found = run(folder, "-m", "momo_hf", *line, **paths)
     assert (found.returncode, found.stdout) == (expected.returncode, expected.stdout), found.stderr
     shown, left = found.stdout.splitlines()
     assert json.loads(shown)["is_main"] and left == "Thing" and expected.returncode == 3
 
 
 def test_what_cannot_be_run_is_said(folder):
-    missing = run(folder, sys.executable, "-m", "momo_hf", "missing.py")
+    missing = run(folder, "-m", "momo_hf", "missing.py")
     assert missing.returncode == 2 and f"can't open file '{folder}/missing.py'" in missing.stderr
     for line in ((), ("--optim", "momo")):
-        nothing = run(folder, sys.executable, "-m", "momo_hf", *line)
+        nothing = run(folder, "-m", "momo_hf", *line)
         assert nothing.returncode == 2 and "python -m momo_hf SCRIPT.py" in nothing.stderr
 
 
@@ -110,8 +107,9 @@ def test_what_cannot_be_run_is_said(folder):
 def test_a_trainer_script_gets_its_optimizer_on_every_process(folder, command):
     options = ["--output_dir", "out", "--optim", "momo_adam", "--max_steps", "2", "--report_to", "none", "--use_cpu"]
     launcher = ("-m", *command) if command else ()
-    port = {"MASTER_PORT": str(free_port())}
-    result = run(folder, sys.executable, *launcher, "-m", "momo_hf", "train.py", *options, **port)
+    port = {"MASTER_PORT": str(start.free_port())}
+    # The launcher may be a fork; what it launches is not.
+    result = run(folder, *launcher, "-m", "momo_hf", "train.py", *options, cold=not command, **port)
     processes = 2 if command else 1
     written = {path.name: path.read_text() for path in (folder / "out").glob("*.txt")}
     assert written == {f"{i}.txt": f"{processes} MomoAdam" for i in range(processes)}, result.stderr[-4000:]

@@ -2,29 +2,15 @@
 
 import importlib
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-
-ROOT = Path(__file__).parents[2]
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+from tests.processes.start import free_port, start, wait
 
 
-def environment_for(**variables):
-    """The environment of a worker: this checkout first, one thread, no network."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
-
-
-def run_workers(target, world_size, folder, *args, environment=None, check=True, timeout=300):
+def run_workers(target, world_size, folder, *args, environment=None, check=True):
     """Run `module:function(folder, *args)` on `world_size` ranks.
 
     Args:
@@ -40,36 +26,21 @@ def run_workers(target, world_size, folder, *args, environment=None, check=True,
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    workers = []
-    for rank in range(world_size):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-        variables = environment_for(
-            **{name: str(value) for name, value in ranks.items()},
-            **{
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "ACCELERATE_USE_CPU": "true",
-                **(environment or {}),
-            },
-        )
-        command = [sys.executable, "-m", "tests.distributed.launch", target, str(folder), *map(str, args)]
-        log = (folder / f"rank{rank}.log").open("w")
-        workers.append((subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log), log))
+    common = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "ACCELERATE_USE_CPU": "true"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **(environment or {})}
+    workers, logs = [], [folder / f"rank{rank}.log" for rank in range(world_size)]
+    for rank, path in enumerate(logs):
+        variables = {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        command = ["-m", "tests.distributed.launch", target, folder, *args]
+        with path.open("w") as log:
+            workers.append(start(*command, environment=variables, stdout=log, stderr=log))
+    wait(workers, logs, all_or_none=check)
     results = []
-    for rank, (worker, log) in enumerate(workers):
-        try:
-            worker.wait(timeout)
-        except subprocess.TimeoutExpired:
-            for other, _ in workers:
-                other.kill()
-            raise
-        log.close()
-        path = folder / f"rank{rank}.pt"
+    for rank, worker in enumerate(workers):
         if check and worker.returncode != 0:
-            for other, _ in workers:
-                other.kill()
-            raise RuntimeError(f"{target}, rank {rank}:\n{(folder / f'rank{rank}.log').read_text()[-6000:]}")
+            shown = "\n".join(f"==== rank {rank}\n{log.read_text()[-6000:]}" for rank, log in enumerate(logs))
+            raise RuntimeError(f"{target}, rank {rank} ended with {worker.returncode}\n{shown}")
+        path = folder / f"rank{rank}.pt"
         results.append(torch.load(path, weights_only=True) if path.exists() else None)
         path.unlink(missing_ok=True)
     return results

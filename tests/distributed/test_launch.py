@@ -1,15 +1,13 @@
 """Every file in configs/accelerate starts the scripts through `accelerate launch`, as far as a CPU can."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from diffusers import StableDiffusionPipeline
 
-from tests.distributed.launch import ROOT, environment_for, free_port
+from tests.processes.start import CLIENT, ROOT, free_port, run
 
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs/accelerate").glob("*.yaml"))
@@ -21,17 +19,17 @@ TINY = [
 ]  # fmt: skip
 
 
-def launch(name, *arguments):
+def launch(name, *arguments, cold=False):
+    """`accelerate launch` with a config; the launched programs are forked too, unless it is `cold`."""
     config = yaml.safe_load((ROOT / f"configs/accelerate/{name}.yaml").read_text())
     sharded = config["distributed_type"] in ("FSDP", "DEEPSPEED")
-    environment = environment_for(ACCELERATE_USE_CPU="false" if sharded else "true", DS_ACCELERATOR="cpu")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}.yaml"]
+    environment = {"ACCELERATE_USE_CPU": "false" if sharded else "true", "DS_ACCELERATOR": "cpu"}
+    command = ["-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}.yaml"]
     if config["num_processes"] > 1:
-        command += ["--main_process_port", str(free_port())]
+        command += ["--main_process_port", free_port()]
+    command += [] if cold else [CLIENT]
     command += ["tests/distributed/on_cpu.py"] if sharded else []
-    result = subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    result = run(*command, *arguments, environment=environment, cold=cold)
     assert result.returncode == 0, result.stderr[-4000:]
 
 
@@ -41,7 +39,8 @@ def test_every_config_is_here():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_launch(name, tmp_path):
-    launch(name, "scripts/run_translation.py", "configs/translation/demo.yaml", *TINY, "--output_dir", tmp_path)
+    command = ["scripts/run_translation.py", "configs/translation/demo.yaml", *TINY, "--output_dir", tmp_path]
+    launch(name, *command, cold=name == "ddp")
     assert json.loads((tmp_path / "results.json").read_text())["arguments"]["optim"] == "momo_adam"
     state = json.loads((Path(tmp_path) / "trainer_state.json").read_text())
     assert [e["momo/effective_lr"] > 0 for e in state["log_history"] if "momo/effective_lr" in e] == [True, True]

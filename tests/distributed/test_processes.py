@@ -118,7 +118,7 @@ def test_join_is_refused_before_the_first_step(two):
 
 def test_an_accelerator_of_one_process_asks_no_other(alone, tmp_path):
     """A world of two processes of which one trains by itself: any collective would wait for ever."""
-    found, _ = run_workers(WORKERS + "one_of_two", 2, tmp_path, timeout=120)
+    found, _ = run_workers(WORKERS + "one_of_two", 2, tmp_path)
     assert found == pytest.approx(alone["one of one"], rel=1e-12)
 
 

@@ -29,7 +29,9 @@ def results(folder):
 
 def test_image_classification(run_script, tmp_path):
     script = ["scripts/run_image_classification.py", "configs/image_classification/demo.yaml", *QUIET]
-    shown = run_script(*script, "--output_dir", tmp_path, "--save_strategy", "epoch", "--num_train_epochs", 3).stdout
+    shown = run_script(
+        *script, "--output_dir", tmp_path, "--save_strategy", "epoch", "--num_train_epochs", 3, cold=True
+    ).stdout
     found = results(tmp_path)
     assert "Top-1 accuracy" in shown and found["metrics"]["eval_accuracy"] > 0.9
     assert {"loss", "momo/effective_lr"} <= set(found["history"][0])
@@ -57,7 +59,7 @@ def test_other_models_augmentation_and_fine_tuning(run_script, tmp_path):
 
 def test_train_diffusion_and_resume(run_script, tmp_path):
     once, twice = tmp_path / "once", tmp_path / "twice"
-    run_script(*DIFFUSION, "--output_dir", once)
+    run_script(*DIFFUSION, "--output_dir", once, cold=True)
     found = results(once)
     assert found["metrics"]["eval_loss"] < found["metrics"]["first_eval_loss"]
     grids = sorted(path.name for path in (once / "samples").iterdir())
@@ -80,7 +82,7 @@ def test_finetune_text_to_image(run_script, tmp_path, rank):
         "scripts/finetune_text_to_image.py", "configs/diffusion/demo_finetune.yaml", *QUIET, "--output_dir", tmp_path,
         "--demo_steps", 2, "--max_steps", 2, "--eval_steps", 1, "--prior_images", 1, "--images_per_prompt", 2,
         "--sampling_steps", 2, "--lora_rank", rank, "--text_encoder_lr", 1e-4, "--min_snr_gamma", 5,
-        "--logging_steps", 1, "--per_device_train_batch_size", 8, "--train_text_encoder", not rank,
+        "--logging_steps", 1, "--per_device_train_batch_size", 8, "--train_text_encoder", not rank, cold=rank == 0,
     ).stdout  # fmt: skip
     assert "a handwritten nine" in shown
     found = results(tmp_path)

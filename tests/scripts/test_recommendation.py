@@ -13,7 +13,7 @@ def test_the_demo_and_a_streamed_file(run_script, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # streams put a lock file there
     script = ["scripts/run_recommendation.py", "configs/recommendation/demo.yaml", "--disable_tqdm", "True"]
     script += ["--use_cpu", "True", "--logging_steps", 5]
-    shown = run_script(*script, "--output_dir", tmp_path / "demo", "--max_steps", 150).stdout
+    shown = run_script(*script, "--output_dir", tmp_path / "demo", "--max_steps", 150, cold=True).stdout
     metrics = json.loads((tmp_path / "demo" / "results.json").read_text())["metrics"]
     assert f"(best reachable {metrics['best_log_loss']:.4f})" in shown
     assert metrics["best_log_loss"] < metrics["eval_log_loss"] and metrics["eval_normalized_entropy"] < 0.95

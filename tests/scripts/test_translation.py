@@ -26,7 +26,9 @@ def results(folder):
 
 def test_train_resume_and_use(run_script, tmp_path):
     once, twice = tmp_path / "once", tmp_path / "twice"
-    shown = run_script(*SCRIPT, "--output_dir", once, "--num_train_epochs", 2, "--save_total_limit", 2).stdout
+    shown = run_script(
+        *SCRIPT, "--output_dir", once, "--num_train_epochs", 2, "--save_total_limit", 2, cold=True
+    ).stdout
     assert "BLEU" in shown and shown.count("\n> ") == 4
 
     found = results(once)

@@ -4,8 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,8 @@ from momo_hf.recipes.sweeps.config import default_lr, load_sweep
 from momo_hf.recipes.sweeps.figures import plot_sweep
 from momo_hf.recipes.sweeps.results import collect, decades, finished, summary
 from momo_hf.recipes.sweeps.running import point, reserve, work
+from tests.processes.progress import Progress
+from tests.processes.start import start
 
 
 TASK = """
@@ -108,13 +108,12 @@ running.work(config.load_sweep(sys.argv[1]), int(sys.argv[2]))
 def start_worker(sweep_file):
     workers = []
 
-    def start(*more):
-        command = [sys.executable, "-c", WORKER, str(sweep_file), "0", *more]
+    def start_one(*more):
         with (sweep_file.parent / f"worker-{len(workers)}.log").open("w") as log:
-            workers.append(subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": "."}))
+            workers.append(start("-c", WORKER, sweep_file, 0, *more, stdout=log, stderr=log))
         return workers[-1]
 
-    yield start
+    yield start_one
     for worker in workers:
         worker.kill()
         worker.wait()
@@ -125,11 +124,18 @@ def runs(sweep_file):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def wait_for(condition, seconds=200):
-    end = time.monotonic() + seconds
+def wait_for(condition, sweep_file):
+    """Wait until a condition holds, as long as the workers make progress."""
+    progress = Progress()
     while not condition():
-        assert time.monotonic() < end
+        progress.check(sweep_file.parent.glob("worker-*.log"))
         time.sleep(0.05)
+
+
+def end_of(worker, sweep_file):
+    """How a worker ends."""
+    wait_for(lambda: worker.poll() is not None, sweep_file)
+    return worker.returncode
 
 
 def test_two_workers_run_every_point_once_and_one_takes_over_what_the_other_left(sweep_file, start_worker):
@@ -137,14 +143,14 @@ def test_two_workers_run_every_point_once_and_one_takes_over_what_the_other_left
     held.touch()
     workers = [start_worker(), start_worker()]  # both start with the same study
     # One is held up by a point; the other does all the rest, and then waits rather than run that point a second time.
-    wait_for(lambda: len(runs(sweep_file)) == 12)
+    wait_for(lambda: len(runs(sweep_file)) == 12, sweep_file)
     time.sleep(2)
     assert len(set(runs(sweep_file))) == len(runs(sweep_file)) == 12
     assert [worker.poll() for worker in workers] == [None, None]
     # Killed, the first one leaves the point to the second.
     os.kill(int(held.read_text()), signal.SIGKILL)
     held.unlink()
-    assert sorted(worker.wait(200) for worker in workers) == [-signal.SIGKILL, 0]
+    assert sorted(end_of(worker, sweep_file) for worker in workers) == [-signal.SIGKILL, 0]
     sweep = load_sweep(sweep_file)
     assert {name: len(finished(sweep.study(name))) for name in sweep.optimizers} == {"adamw": 8, "momo": 4}
     assert (
@@ -172,9 +178,9 @@ def test_a_stopped_sweep_continues_and_a_point_that_is_queued_twice_runs_once(sw
     held = sweep_file.parent / "wait-0.01-1"
     held.touch()
     worker = start_worker()
-    wait_for(lambda: held.read_text())
+    wait_for(held.read_text, sweep_file)
     worker.terminate()
-    assert worker.wait(200) != 0
+    assert end_of(worker, sweep_file) != 0
     held.unlink()
     before = runs(sweep_file)
     sweep = load_sweep(sweep_file)
@@ -190,11 +196,11 @@ def test_a_stopped_sweep_continues_and_a_point_that_is_queued_twice_runs_once(sw
 
 
 def test_a_worker_killed_before_its_first_heartbeat_leaves_its_point_to_the_others(sweep_file, start_worker):
-    assert start_worker("killed before its first heartbeat").wait(200) == -signal.SIGKILL
+    assert end_of(start_worker("killed before its first heartbeat"), sweep_file) == -signal.SIGKILL
     sweep = load_sweep(sweep_file)
     states = [trial.state for trial in sweep.study("adamw").get_trials()]
     assert states.count(TrialState.RUNNING) == 1 and runs(sweep_file) == []
-    assert start_worker().wait(200) == 0
+    assert end_of(start_worker(), sweep_file) == 0
     assert {name: len(finished(sweep.study(name))) for name in sweep.optimizers} == {"adamw": 8, "momo": 4}
     assert len(set(runs(sweep_file))) == len(runs(sweep_file)) == 12
 
