@@ -11,7 +11,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read where triton is imported, and the tests use no GPU
 
-# Files that start processes, compile, or train for long; all other tests are `fast`.
+# Files that start processes, compile, or train for long; all other tests are `fast`, unless they are marked `slow`.
 SLOW = (
     "tests/distributed/",
     "tests/processes/",
@@ -25,7 +25,7 @@ SLOW = (
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if not item.nodeid.startswith(SLOW):
+        if not item.nodeid.startswith(SLOW) and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.fast)
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import momo_hf
 
-ROOT = Path(__file__).parents[1]
+
+PACKAGE = Path(momo_hf.__file__).parent
 FILES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted((ROOT / "momo_hf").rglob("*.py"))
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
 }
 # What each part may import of the package besides itself. `momo_hf` is the public names, `compat` of use to all.
 PARTS = {

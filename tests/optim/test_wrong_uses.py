@@ -127,6 +127,7 @@ def test_stalled_steps_are_counted(cls):
     assert optimizer.param_groups[0]["stalled"] == 50 and optimizer.param_groups[0]["effective_lr"] == 0
 
 
+@pytest.mark.slow
 @both
 def test_scaling_the_gap_keeps_a_clipped_run_on_its_way(cls):
     """Consistent least squares, a large lr and gradients clipped far below their norm."""

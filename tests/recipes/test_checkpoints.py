@@ -5,8 +5,6 @@ import math
 import os
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from momo_hf import MomoTrainer
 from momo_hf.recipes.outputs import RunArguments, WholeCheckpoints, rotate, whole_folder, write_json
+from tests.processes.start import run
 from tests.recipes.test_outputs import OTHERS, USED, arguments, files, fill
 from tests.toys import Net, Points
 
@@ -226,16 +225,16 @@ read(plain)
 """
 
 
+@pytest.mark.slow
 def test_training_arguments_are_read_elsewhere_or_the_readme_has_the_error(tmp_path):
     paths = []
     for cls in (TrainingArguments, RunArguments):
         args = cls(tmp_path / cls.__name__, optim="momo_adam", max_steps=1, use_cpu=True, report_to="none")
         ToyTrainer(Net(), args, train_dataset=Points()).save_model()
         paths.append(Path(args.output_dir) / "training_args.bin")
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    command = [sys.executable, "-c", READER, *map(str, paths)]
-    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-    without_import, without_package, *found = shown
+    shown = run("-c", READER, *paths, cold=True)
+    assert shown.returncode == 0, shown.stderr
+    without_import, without_package, *found = shown.stdout.splitlines()
     assert found == ["momo_adam", "momo_adam"]
     assert without_import.startswith("ValueError: momo_adam is not a valid OptimizerNames")
     assert without_package.startswith("ModuleNotFoundError: ") and "momo_hf" in without_package
