@@ -43,6 +43,20 @@ def removed_pipeline_tasks() -> dict[str, Any]:
     return getattr(pipelines, "REMOVED_TASKS", {})
 
 
+def sort_checkpoints(folder: str) -> list[str]:
+    """The checkpoints in a folder, those that were written first before others.
+
+    transformers 4 has it as a method of the Trainer only. Goes with transformers 4.
+    """
+    from transformers import Trainer, TrainerState, trainer_utils
+
+    if hasattr(trainer_utils, "sort_checkpoints"):
+        return trainer_utils.sort_checkpoints(folder, use_mtime=True)
+    trainer = Trainer.__new__(Trainer)
+    trainer.state = TrainerState()
+    return trainer._sorted_checkpoints(folder, use_mtime=True)
+
+
 def untraced(function: Callable[..., Any], reason: str) -> Callable[..., Any]:
     """The function, to be called by torch.compile and not traced; the reason is shown where that is an error.
 

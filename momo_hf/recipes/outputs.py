@@ -20,9 +20,9 @@ from transformers.trainer_utils import (
     TrainOutput,
     _re_checkpoint,
     get_last_checkpoint,
-    sort_checkpoints,
 )
 
+from momo_hf.compat import sort_checkpoints
 from momo_hf.recipes.errors import InputError
 
 
@@ -195,7 +195,7 @@ def rotate(folder: Path, limit: int | None, best: str | None = None) -> None:
         limit: how many stay; None and 0: all.
         best: path of the best one.
     """
-    found = [p for p in sort_checkpoints(str(folder), use_mtime=True) if _re_checkpoint.search(Path(p).name)]
+    found = [p for p in sort_checkpoints(str(folder)) if _re_checkpoint.search(Path(p).name)]
     kept = set(found[-1:]) | ({str(Path(best))} & set(found) if best else set())
     others = [path for path in found if path not in kept]
     stay = max(0, limit - len(kept)) if limit else len(others)

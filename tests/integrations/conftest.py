@@ -5,6 +5,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 
 @pytest.fixture(autouse=True)
-def fresh_state():
+def fresh_state(monkeypatch):
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # transformers 4 leaves that of a run there
