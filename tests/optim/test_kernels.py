@@ -1,6 +1,7 @@
 """Every kernel set against the plain one over random inputs, and who gets which."""
 
 import ast
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from momo_hf.optim import Momo, MomoAdam, kernels
 from momo_hf.optim.buckets import Bucket
 from momo_hf.optim.kernels.compiled import Compiled
 from momo_hf.optim.kernels.fused import Fused, FusedAdam, FusedMomentum
+from momo_hf.optim.kernels.multi_tensor import MultiTensor
 from momo_hf.optim.kernels.plain import Plain
 
 
@@ -23,6 +25,8 @@ SETS = [(*pair, known) for pair in PAIRS for known in (True, False) if (pair[0],
 SETS = [
     (kernel_set, method, known) for kernel_set, method, known in SETS if known or not issubclass(kernel_set, Fused)
 ]
+NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+SETS = [pytest.param(*case, marks=NEEDS_TRITON if issubclass(case[0], MultiTensor) else ()) for case in SETS]
 
 
 def bucket(method, shapes, stored, seed, bad, **group):
