@@ -157,6 +157,9 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer, model = load_model(model_args, data, data_args.max_length)
     if args.generation_max_length is None:
         args.generation_max_length = data_args.max_length
+    # What the evaluation uses is saved with the model; without it `generate` stops after 20 tokens.
+    model.generation_config.max_length = args.generation_max_length
+    model.generation_config.num_beams = args.generation_num_beams or model.generation_config.num_beams
     tokens = tokenize(data, tokenizer, data_args)
     logger.info(f"{model.num_parameters() / 1e6:.1f} M parameters, {len(tokenizer)} tokens, pairs: {data.num_rows}")
 

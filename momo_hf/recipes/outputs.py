@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import find_tied_parameters
 from safetensors import SafetensorError
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -246,6 +247,14 @@ class WholeCheckpoints:
             return super().save_model(output_dir, _internal_call)
         with write_errors_named(Path(output_dir or self.args.output_dir)):
             super().save_model(output_dir)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # A file holds a tied weight under one of its names and leaves out what the model says; the Trainer looks for all.
+        missing = set(load_result.missing_keys)
+        left_out = set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
+        for names in find_tied_parameters(self.model):
+            left_out |= set(names) if set(names) - missing else set()
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=sorted(missing - left_out)))
 
     def save_state(self) -> None:
         self._write_state(Path(self.args.output_dir))

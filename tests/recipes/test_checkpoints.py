@@ -1,6 +1,7 @@
 """Files and checkpoints that are whole or not there."""
 
 import json
+import logging
 import math
 import os
 import resource
@@ -124,6 +125,31 @@ def test_a_trainer_overwrites_when_it_starts_and_not_when_it_resumes(tmp_path):
     last = str(tmp_path / "checkpoint-2")
     train(ToyTrainer, tmp_path, resume=last, max_steps=4, overwrite_output_dir=True)
     assert {"checkpoint-2/trainer_state.json", "checkpoint-4/trainer_state.json"} <= files(tmp_path)
+
+
+class Tied(Net):
+    """Two names of one weight, of which a file holds one."""
+
+    _keys_to_ignore_on_save = None  # the Trainer reads it of any model with missing keys
+
+    def __init__(self):
+        super().__init__()
+        self.again = self.first
+
+
+def test_only_weights_that_are_nowhere_in_a_file_are_called_missing(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    trainer = ToyTrainer(Tied(), arguments(tmp_path))
+
+    def load(*names):
+        state = {name: weight for name, weight in trainer.model.state_dict().items() if name.startswith(names)}
+        caplog.clear()
+        trainer._issue_warnings_after_load(trainer.model.load_state_dict(state, strict=False))
+        return caplog.text
+
+    assert load("first.", "second.") == load("again.", "second.") == ""
+    assert "second.bias" in load("first.", "second.weight") and "first" not in caplog.text
+    assert "first.weight" in load("second.") and "again.weight" in caplog.text
 
 
 def refuse(constant):

@@ -1,10 +1,21 @@
 """Run a script as a user would, in a process of its own."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.processes import start
+
+
+def documented(word):
+    """The one Python block of configs/README.md that holds a word."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "configs" / "README.md").read_text("utf-8"), re.DOTALL)
+    (block,) = (block for block in blocks if word in block)
+    return block
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ def test_tokenizer_round_trip(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = type(tokenizer).from_pretrained(tmp_path)
     for pair in pairs[:50]:
-        ids = loaded(pair["de"])["input_ids"]
+        encoded = loaded(pair["de"])
+        assert set(encoded) == {"input_ids", "attention_mask"}
+        ids = encoded["input_ids"]
         assert ids[-1] == loaded.eos_token_id
         assert loaded.decode(ids, skip_special_tokens=True).strip() == pair["de"]
