@@ -29,6 +29,7 @@ from transformers import (
 from momo_hf import MomoTrainer
 from momo_hf.recipes.errors import InputError, run_main
 from momo_hf.recipes.images.data import load_images
+from momo_hf.recipes.images.figures import plot_confusion
 from momo_hf.recipes.images.metric import Accuracy
 from momo_hf.recipes.images.models import OWN_MODELS
 from momo_hf.recipes.images.transforms import ImageTransform
@@ -153,15 +154,23 @@ def main(argv: list[str] | None = None) -> None:
         compute_metrics=compute_metrics,
     )
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    saved = "not saved (save_strategy: no)"
     if args.save_strategy != "no":
         trainer.save_model()
         trainer.save_state()
-    metrics = {"train_loss": trained.training_loss, **trainer.evaluate()}
+        saved = f"in {args.output_dir}"
+    predicted = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    trainer.log(predicted.metrics)
+    metrics = {"train_loss": trained.training_loss, **predicted.metrics}
     if trainer.is_world_process_zero():
         seconds = time.perf_counter() - start
         history = trainer.state.log_history
         path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, history=history)
-        print(f"Top-1 accuracy {metrics['eval_accuracy']:.3f} after {seconds:.0f} s; see {path}")
+        plot_confusion(predicted.label_ids, np.argmax(predicted.predictions, -1), labels, args.output_dir)
+        print(
+            f"Top-1 accuracy {metrics['eval_accuracy']:.3f} after {seconds:.0f} s; see {path}, training.png and "
+            f"confusion.png beside it. The model is {saved}."
+        )
     trainer.accelerator.end_training()
 
 

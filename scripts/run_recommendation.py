@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from scipy.special import expit
 from torch.utils.data import StackDataset
 from transformers import set_seed
 
 from momo_hf import MomoTrainer
 from momo_hf.recipes.clicks.data import SHUFFLE_BUFFER, load_clicks
 from momo_hf.recipes.clicks.dlrm import DLRM, DLRMConfig
+from momo_hf.recipes.clicks.figures import plot_calibration
 from momo_hf.recipes.clicks.metric import ClickMetric
 from momo_hf.recipes.errors import InputError, run_main
 from momo_hf.recipes.outputs import RunArguments, WholeCheckpoints, prepare_output
@@ -53,6 +55,10 @@ def in_memory(data: Dataset) -> StackDataset:
     """The whole log as tensors; reading rows one by one would take longer than training on them."""
     columns = data.with_format("numpy")[:]
     return StackDataset(**{name: torch.from_numpy(np.array(column)) for name, column in columns.items()})
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    return expit(logits.astype(np.float64))
 
 
 class ClickTrainer(WholeCheckpoints, MomoTrainer):
@@ -88,8 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     metric = ClickMetric(cache_dir=args.output_dir)
 
     def compute_metrics(prediction) -> dict[str, float]:
-        probabilities = 1 / (1 + np.exp(-prediction.predictions.astype(np.float64)))
-        return metric.compute(predictions=probabilities, references=prediction.label_ids)
+        return metric.compute(predictions=probabilities(prediction.predictions), references=prediction.label_ids)
 
     trainer = ClickTrainer(
         model=model,
@@ -99,18 +104,24 @@ def main(argv: list[str] | None = None) -> None:
         compute_metrics=compute_metrics,
     )
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    saved = "not saved (save_strategy: no)"
     if args.save_strategy != "no":
         trainer.save_model()
         trainer.save_state()
-    metrics = {"train_loss": trained.training_loss, **trainer.evaluate(), "best_log_loss": clicks.best_log_loss}
+        saved = f"in {args.output_dir}"
+    predicted = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    trainer.log(predicted.metrics)
+    metrics = {"train_loss": trained.training_loss, **predicted.metrics, "best_log_loss": clicks.best_log_loss}
     if trainer.is_world_process_zero():
         seconds = time.perf_counter() - start
         history = trainer.state.log_history
         path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, history=history)
+        plot_calibration(predicted.label_ids, probabilities(predicted.predictions), args.output_dir)
         best = "" if clicks.best_log_loss is None else f" (best reachable {clicks.best_log_loss:.4f})"
         print(
             f"Log loss {metrics['eval_log_loss']:.4f}{best}, AUC {metrics['eval_auc']:.4f}, normalised entropy "
-            f"{metrics['eval_normalized_entropy']:.4f} after {seconds:.0f} s; see {path}"
+            f"{metrics['eval_normalized_entropy']:.4f} after {seconds:.0f} s; see {path}, training.png and calibration.png "
+            f"beside it. The model is {saved}."
         )
     trainer.accelerator.end_training()
 

@@ -208,7 +208,8 @@ def main(argv: list[str] | None = None) -> None:
         more = {"samples": samples, "history": trainer.state.log_history}
         path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, **more)
         print(
-            f"\nBLEU {metrics['test_bleu']:.1f}, chrF {metrics['test_chrf']:.1f} on {split} after {seconds:.0f} s; see {path}"
+            f"\nBLEU {metrics['test_bleu']:.1f}, chrF {metrics['test_chrf']:.1f} on {split} after {seconds:.0f} s; see {path} "
+            f"and training.png beside it. The model is in {args.output_dir}."
         )
     trainer.accelerator.end_training()
 

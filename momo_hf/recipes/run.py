@@ -15,8 +15,9 @@ from transformers import HfArgumentParser
 
 from momo_hf.compat import training_arguments
 from momo_hf.recipes.config_file import read_config, unknown_name
+from momo_hf.recipes.curves import TRAINING, plot_training
 from momo_hf.recipes.errors import InputError
-from momo_hf.recipes.outputs import write_json
+from momo_hf.recipes.outputs import write_errors_named, write_json
 
 
 PACKAGES = (
@@ -110,14 +111,14 @@ def _place(message: str, argv: list[str], path: Path | None, lines: dict[str, in
 
 
 def write_results(output_dir: str, metrics: dict[str, Any], seconds: float, *arguments: Any, **more: Any) -> Path:
-    """Write `results.json`: metrics, wall time, package versions and arguments of a run.
+    """Write `results.json`: metrics, wall time, package versions and arguments of a run; and draw its `history`.
 
     Args:
         output_dir: folder of the run.
         metrics: numbers by name.
         seconds: wall time of the whole run.
         arguments: the dataclasses that the run was started with.
-        more: further JSON values, for example samples.
+        more: further JSON values, for example samples; `history` becomes `training.png` too.
 
     Returns:
         The path of the file.
@@ -132,6 +133,8 @@ def write_results(output_dir: str, metrics: dict[str, Any], seconds: float, *arg
     }
     path = Path(output_dir) / "results.json"
     write_json(path, results)
+    with write_errors_named(path.parent / TRAINING):
+        plot_training(more.get("history", []), output_dir)
     return path
 
 

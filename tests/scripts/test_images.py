@@ -9,9 +9,9 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, StableDiffusionPipeline
 from PIL import Image
-from transformers import AutoModelForImageClassification
 
-import momo_hf.recipes.images.models  # noqa: F401
+from momo_hf.recipes.images.data import load_images
+from tests.scripts.conftest import documented
 
 
 QUIET = ["--disable_tqdm", "True", "--use_cpu", "True"]
@@ -36,8 +36,18 @@ def test_image_classification(run_script, tmp_path):
     assert "Top-1 accuracy" in shown and found["metrics"]["eval_accuracy"] > 0.9
     assert {"loss", "momo/effective_lr"} <= set(found["history"][0])
     assert any(tmp_path.rglob("events.out.tfevents*"))
-    model = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert all(Image.open(tmp_path / name).width > 500 for name in ("training.png", "confusion.png"))
+    assert f"The model is in {tmp_path}" in shown
+    # Loaded as configs/README.md says, it is as good as the run says.
+    namespace = {}
+    exec(documented("ImageTransform").replace("outputs/image-classification-demo", str(tmp_path)), namespace)
+    model, data = namespace["model"], load_images("demo")["validation"]
     assert model.config.id2label[7] == "7" and model.num_parameters() == 64 * 100 + 100 + 100 * 100 + 100 + 1010
+    images = torch.stack([namespace["transform"](image) for image in data["image"]])
+    right = [model.config.id2label[i] for i in model(images).logits.argmax(-1).tolist()] == np.array(
+        data["label"][:], str
+    )
+    assert right.mean() == pytest.approx(found["metrics"]["eval_accuracy"], abs=1e-9)
 
 
 def test_other_models_augmentation_and_fine_tuning(run_script, tmp_path):

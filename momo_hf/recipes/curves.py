@@ -1,0 +1,91 @@
+"""The picture of a run: its losses, its step sizes and the cap, its scores."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+TRAINING = "training.png"
+STEP_SIZES = {
+    "learning_rate": ("learning rate", {"color": "0.4", "linestyle": "--"}),
+    "momo/polyak_lr": ("without the cap (polyak_lr)", {"color": "tab:orange", "linewidth": 1}),
+    "momo/effective_lr": ("step size taken (effective_lr)", {"color": "tab:blue", "linewidth": 2.5, "alpha": 0.7}),
+}
+NO_SCORES = ("loss", "runtime", "per_second")
+
+
+def plot_training(history: list[dict[str, Any]], folder: str | Path) -> Path | None:
+    """Draw the log of a run: of a Trainer, `trainer.state.log_history`, or of a loop in the same form.
+
+    Args:
+        history: entries with `step` and some of `loss`, `eval_loss`, `learning_rate`, `momo/effective_lr`,
+            `momo/polyak_lr`, `momo/capped` and further `eval_` scores. Values that are no finite number are left out.
+        folder: where `training.png` is written.
+
+    Returns:
+        The path of the file; None where nothing was logged.
+    """
+    scores = [name for name in _names(history) if name.startswith("eval_") and not name.endswith(NO_SCORES)]
+    scores = [name for name in scores if len(_points(history, name)[0]) > 1]
+    momo = any("momo/effective_lr" in entry for entry in history)
+    if not _points(history, "loss")[0]:
+        return None
+    panels = 3 if scores else 2
+    figure = Figure(figsize=(4.6 * panels, 3.9), layout="constrained")
+    losses, steps, *rest = figure.subplots(1, panels, sharex=True)
+    _lines(losses, history, {"loss": ("training", {}), "eval_loss": ("held out", {"marker": "o", "markersize": 4})})
+    losses.set(title="Loss", yscale="log" if _spans(losses, 10) else "linear")
+    shown = (
+        dict(STEP_SIZES, learning_rate=("cap (learning rate)", STEP_SIZES["learning_rate"][1])) if momo else STEP_SIZES
+    )
+    _lines(steps, history, shown, positive=True)
+    steps.set(title=_title_of_steps(history, momo), yscale="log")
+    for axes in rest:
+        marked = {"marker": "o", "markersize": 4}
+        _lines(axes, history, {name: (name.removeprefix("eval_"), marked) for name in scores})
+        axes.set(title="Held-out scores")
+    for axes in (losses, steps, *rest):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        # Under the axes it hides no curve.
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+    path = Path(folder) / TRAINING
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def _names(history: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for entry in history for name in entry))
+
+
+def _points(history: list[dict[str, Any]], name: str, positive: bool = False) -> tuple[list[float], list[float]]:
+    values = [(entry["step"], entry[name]) for entry in history if isinstance(entry.get(name), (int, float))]
+    values = [(step, value) for step, value in values if math.isfinite(value) and (value > 0 or not positive)]
+    return [step for step, _ in values], [value for _, value in values]
+
+
+def _lines(
+    axes: Axes, history: list[dict[str, Any]], names: dict[str, tuple[str, dict]], positive: bool = False
+) -> None:
+    for name, (label, style) in names.items():
+        at, values = _points(history, name, positive)
+        if at:
+            axes.plot(at, values, label=label, **style)
+
+
+def _spans(axes: Axes, factor: float) -> bool:
+    low, high = axes.dataLim.intervaly
+    return low > 0 and high > factor * low
+
+
+def _title_of_steps(history: list[dict[str, Any]], momo: bool) -> str:
+    at, shares = _points(history, "momo/capped")
+    if not at:
+        return "Step size" if momo else "Learning rate"
+    # A share is of the steps since the entry before.
+    lengths = [now - before for before, now in zip([0, *at], at)]
+    capped = sum(share * length for share, length in zip(shares, lengths)) / max(1, sum(lengths))
+    return f"Step size (the cap decided {capped:.0%} of the steps)"
