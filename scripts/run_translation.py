@@ -155,8 +155,13 @@ def main(argv: list[str] | None = None) -> None:
 
     data = shorten(load_translation(data_args.dataset, data_args.source_lang, data_args.target_lang), data_args)
     tokenizer, model = load_model(model_args, data, data_args.max_length)
-    if args.generation_max_length is None:
-        args.generation_max_length = data_args.max_length
+    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize  # T5 has no limit
+    if positions < data_args.max_length:
+        logger.warning(
+            f"max_length={data_args.max_length} is more than the {positions} tokens the model takes; so {positions}."
+        )
+        data_args.max_length = positions
+    args.generation_max_length = min(positions, args.generation_max_length or data_args.max_length)
     # What the evaluation uses is saved with the model; without it `generate` stops after 20 tokens.
     model.generation_config.max_length = args.generation_max_length
     model.generation_config.num_beams = args.generation_num_beams or model.generation_config.num_beams

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import pipeline
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 import momo_hf.recipes.translation.pipeline  # noqa: F401
 from momo_hf.recipes.translation.data import load_translation
@@ -26,7 +26,9 @@ def results(folder):
     return json.loads((Path(folder) / "results.json").read_text())
 
 
-def test_train_resume_and_use(run_script, tmp_path):
+def test_train_resume_and_use(run_script, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     once, twice = tmp_path / "once", tmp_path / "twice"
     ended = run_script(*SCRIPT, "--output_dir", once, "--num_train_epochs", 2, "--save_total_limit", 2)
     assert "BLEU" in ended.stdout and ended.stdout.count("\n> ") == 4
@@ -56,7 +58,7 @@ def test_train_resume_and_use(run_script, tmp_path):
 
     # Loaded as configs/README.md says, it translates as the run did, although nobody says how long or with how many beams.
     texts = [sample["source"] for sample in found["samples"]]
-    code = documented("AutoModelForSeq2SeqLM").replace("outputs/translation-demo", str(once))
+    code = documented("batch_decode").replace("outputs/translation-demo", str(once))
     namespace = {}
     exec(code.replace('["Wir sehen uns am Dienstag, 3. März 2026."]', repr(texts)), namespace)
     translations = [sample["translation"] for sample in found["samples"]]
@@ -68,13 +70,32 @@ def test_train_resume_and_use(run_script, tmp_path):
     expected = namespace["tokenizer"].decode(alone[0], skip_special_tokens=True)
     assert translate(texts[0]) == [{"translation_text": expected}]
 
-    # Fine-tune what was just trained.
-    again = tmp_path / "again"
-    options = ["--model_name_or_path", once, "--max_steps", 2, "--eval_strategy", "no", "--save_strategy", "no"]
-    run_script(
-        *SCRIPT, *options, "--output_dir", again, "--load_best_model_at_end", "False", "--learning_rate", "1e-4"
-    )
+    # Fine-tune what was just trained: by the script and its config, and by the code that configs/README.md shows.
+    data, again = tmp_path / "data", tmp_path / "again"
+    data.mkdir()
+    rows = [{"source": text, "target": target} for text, target in list(pairs.items())[:8]]
+    for split in ("train", "validation"):
+        lines = [json.dumps({"de": row["source"], "en": row["target"]}) for row in rows]
+        (data / f"{split}.jsonl").write_text("\n".join(lines))
+    ended = run_script(
+        "scripts/run_translation.py", "configs/translation/finetune.yaml", "--model_name_or_path", once, "--dataset", data,
+        "--output_dir", again, "--max_steps", 2, "--use_cpu", "True", "--report_to", "none", "--disable_tqdm", "True",
+    )  # fmt: skip
     assert results(again)["arguments"]["model_name_or_path"] == str(once)
+    assert "max_length=128 is more than the 96 tokens the model takes" in ended.stderr
+
+    (data / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code = documented("DataCollatorForSeq2Seq").replace("Helsinki-NLP/opus-mt-de-en", str(once))
+    code = code.replace("pairs.jsonl", str(data / "pairs.jsonl")).replace("outputs/own", str(tmp_path / "own"))
+    namespace = {}
+    exec(
+        code.replace("num_train_epochs=3", "num_train_epochs=3, use_cpu=True, report_to=[], logging_steps=1"),
+        namespace,
+    )
+    losses = [entry["loss"] for entry in namespace["trainer"].state.log_history if "loss" in entry]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    assert type(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "own")) is type(namespace["model"])
+    assert AutoTokenizer.from_pretrained(tmp_path / "own")(texts[0]) == namespace["tokenizer"](texts[0])
 
 
 @pytest.mark.parametrize(
