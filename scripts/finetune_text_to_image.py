@@ -14,17 +14,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
-from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
-from torch import nn
 from torch.utils.data import DataLoader
 
-from momo_hf.recipes.diffusion.demo_pipeline import KNOWN, DigitJudge, caption, make_demo_pipeline, tokenize
+from momo_hf.recipes.diffusion.demo_pipeline import digits_of, make_demo_pipeline, new_words, tokenize
 from momo_hf.recipes.diffusion.denoising import (
     denoising_losses,
     fixed_noise,
@@ -34,6 +31,8 @@ from momo_hf.recipes.diffusion.denoising import (
     save_grid,
     training_scheduler,
 )
+from momo_hf.recipes.diffusion.finetuning import Denoiser, save_trained, trainable_groups
+from momo_hf.recipes.diffusion.judge import DigitJudge
 from momo_hf.recipes.errors import InputError, run_main
 from momo_hf.recipes.images.data import load_images
 from momo_hf.recipes.images.transforms import ImageTransform
@@ -82,38 +81,6 @@ class ModelArguments:
     demo_steps: int = field(default=1200, metadata={"help": "Training steps of the `demo` pipeline."})
 
 
-class Denoiser(nn.Module):
-    """The two networks that may be trained, as the one model that accelerate prepares."""
-
-    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
-        super().__init__()
-        self.unet, self.text_encoder = pipeline.unet, pipeline.text_encoder
-
-    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        text = self.text_encoder(input_ids).last_hidden_state
-        return self.unet(noisy, timesteps, text).sample
-
-
-def trainable_groups(pipeline: StableDiffusionPipeline, args: ModelArguments, dtype: torch.dtype) -> list[dict]:
-    """Freeze what is not trained, add LoRA layers where asked for, and return the parameter groups."""
-    pipeline.vae.requires_grad_(False).to(dtype=dtype)
-    parts = [(pipeline.unet, None, ["to_q", "to_k", "to_v", "to_out.0"])]
-    if args.train_text_encoder:
-        parts.append((pipeline.text_encoder, args.text_encoder_lr, ["q_proj", "k_proj", "v_proj", "out_proj"]))
-    else:
-        pipeline.text_encoder.requires_grad_(False).to(dtype=dtype)
-    groups = []
-    for network, lr, targets in parts:
-        if args.lora_rank > 0:
-            network.requires_grad_(False).to(dtype=dtype)
-            network.add_adapter(LoraConfig(r=args.lora_rank, lora_alpha=args.lora_rank, target_modules=targets))
-        trained = [p for p in network.parameters() if p.requires_grad]
-        for p in trained:
-            p.data = p.data.float()
-        groups.append({"params": trained} if lr is None else {"params": trained, "lr": lr})
-    return groups
-
-
 def draw(
     pipeline: StableDiffusionPipeline, prompt: str, images: int, args: DataArguments, seed: int
 ) -> list[Image.Image]:
@@ -129,10 +96,10 @@ def draw(
 
 def load_data(args: DataArguments) -> tuple[Dataset, Dataset]:
     """Images with captions: to train on and held out. The demo's are the digits that its pipeline does not know."""
-    data = load_images(args.dataset, args.image_column, None, None if args.dataset == "demo" else args.caption_column)
     if args.dataset == "demo":
-        data = data.filter(lambda label: label not in KNOWN, input_columns="label")
-        data = data.map(lambda label: {"text": caption(label)}, input_columns="label")
+        data = new_words()
+    else:
+        data = load_images(args.dataset, args.image_column, None, args.caption_column)
     data = data.select_columns(["image", "text"])
     train, held_out = data["train"], data["validation"]
     train = train.select(range(min(len(train), args.max_train_samples or len(train))))
@@ -151,33 +118,6 @@ def with_prior(train: Dataset, pipeline: StableDiffusionPipeline, args: DataArgu
         return train
     prior = Dataset.from_dict({"image": images, "text": prompts}, features=train.features)
     return concatenate_datasets([train, prior])
-
-
-def save(
-    accelerator: Accelerator, model: nn.Module, pipeline: StableDiffusionPipeline, args: ModelArguments, to: Path
-) -> None:
-    """Write LoRA layers for `pipeline.load_lora_weights`, or the whole pipeline for `from_pretrained`."""
-    state = accelerator.get_state_dict(model)
-    if not accelerator.is_main_process:
-        return
-    names = ["unet", "text_encoder"] if args.train_text_encoder else ["unet"]
-    parts = {name: {k[len(name) + 1 :]: v for k, v in state.items() if k.startswith(f"{name}.")} for name in names}
-    if args.lora_rank > 0:
-        layers = {
-            f"{name}_lora_layers": convert_state_dict_to_diffusers(
-                get_peft_model_state_dict(getattr(pipeline, name), state_dict=part)
-            )
-            for name, part in parts.items()
-        }
-        StableDiffusionPipeline.save_lora_weights(to, **layers)
-        return
-    # Copies, because the trained networks may be sharded.
-    whole = {}
-    for name, part in parts.items():
-        network = getattr(pipeline, name)
-        whole[name] = type(network).from_config(network.config) if name == "unet" else type(network)(network.config)
-        whole[name].load_state_dict(part)
-    StableDiffusionPipeline(**{**pipeline.components, **whole}, requires_safety_checker=False).save_pretrained(to)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -211,7 +151,9 @@ def main(argv: list[str] | None = None) -> None:
         if accelerator.is_main_process and images:
             save_grid(sum(images, []), output / "samples" / f"{when}.png", data_args.images_per_prompt)
         if judge is not None:
-            accuracies[when] = {p: judge.share(row, p) for p, row in zip(data_args.validation_prompts, images)}
+            for prompt, row in zip(data_args.validation_prompts, images):
+                shares = accuracies.setdefault(when, {})
+                shares[prompt] = float(np.isin(judge.digits(row), digits_of(prompt)).mean())
 
     train, held_out = load_data(data_args)
     train = with_prior(train, pipeline, data_args, args.seed)
@@ -228,7 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     eval_loader = DataLoader(held_out.with_transform(still), args.per_device_eval_batch_size)
 
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    groups = trainable_groups(pipeline, model_args, dtype)
+    rank, text_encoder = model_args.lora_rank, model_args.train_text_encoder
+    groups = trainable_groups(pipeline, rank, text_encoder, model_args.text_encoder_lr, dtype)
     steps = number_of_steps(args, loader, accelerator)
     optimizer = make_optimizer(args, groups)
     lr_scheduler = make_scheduler(args, optimizer, steps, accelerator)
@@ -282,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
                 loop.save()
 
     with loop.evaluation(), write_errors_named(output):
-        save(accelerator, model, pipeline, model_args, output)
+        save_trained(accelerator, model, pipeline, rank, text_encoder, output)
     if accelerator.is_main_process:
         seconds = time.perf_counter() - start
         first, *later = loop.logged("eval_loss")

@@ -101,8 +101,12 @@ def test_finetune_text_to_image(run_script, tmp_path, rank):
 
     before = StableDiffusionPipeline.from_pretrained(tmp_path / "demo-pipeline")
     if rank:
-        after = StableDiffusionPipeline.from_pretrained(tmp_path / "demo-pipeline")
-        after.load_lora_weights(tmp_path)
+        # Loaded as configs/README.md says.
+        code = documented("load_lora_weights").replace("outputs/own-lora", str(tmp_path))
+        namespace = {}
+        exec(code.replace("stable-diffusion-v1-5/stable-diffusion-v1-5", str(tmp_path / "demo-pipeline")), namespace)
+        after = namespace["pipeline"]
+        assert namespace["picture"].size == (16, 16)
         assert any("lora_A" in name and "attn" in name for name, _ in after.unet.named_modules())
     else:
         after = StableDiffusionPipeline.from_pretrained(tmp_path)

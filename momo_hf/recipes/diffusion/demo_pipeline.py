@@ -1,24 +1,25 @@
-"""A tiny text-to-image pipeline of diffusers' own classes, trained here on handwritten digits, and a judge of its images.
+"""A tiny text-to-image pipeline of diffusers' own classes, trained here on handwritten digits, and images of new words.
 
 It stands in for a checkpoint from the Hub where nothing can be downloaded: the same classes, the same files, small.
 """
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
+from datasets import DatasetDict
 from datasets.utils import tqdm
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.optim.lr_scheduler import LinearLR
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from momo_hf.optim import MomoAdam
 from momo_hf.recipes.diffusion.denoising import denoising_losses, random_noise
+from momo_hf.recipes.diffusion.judge import is_legible
 from momo_hf.recipes.images.data import load_images
 from momo_hf.recipes.images.transforms import ImageTransform
 
@@ -37,6 +38,22 @@ def caption(digit: int) -> str:
     return f"a handwritten {WORDS[digit]}"
 
 
+def digits_of(prompt: str) -> list[int]:
+    """The digits that a prompt names."""
+    return [digit for digit, word in enumerate(WORDS) if word in prompt.split()]
+
+
+def legible_digits() -> DatasetDict:
+    """scikit-learn's digits with captions, in the columns `image`, `label` and `text`, without those no one could read."""
+    data = load_images("demo").filter(is_legible, input_columns=["image", "label"])
+    return data.map(lambda label: {"text": caption(label)}, input_columns="label")
+
+
+def new_words() -> DatasetDict:
+    """Images and captions of the digits that the pipeline does not know."""
+    return legible_digits().filter(lambda label: label not in KNOWN, input_columns="label")
+
+
 def make_demo_pipeline(folder: Path, steps: int = 1200, seed: int = 0) -> Path:
     """Train the pipeline on the digits 0 to 7 and save it, unless it is there already.
 
@@ -52,11 +69,10 @@ def make_demo_pipeline(folder: Path, steps: int = 1200, seed: int = 0) -> Path:
         logger.info(f"The tiny pipeline is there: {folder}")
         return folder
     torch.manual_seed(seed)
-    data = load_images("demo")["train"]
+    data = legible_digits()["train"].filter(lambda label: label in KNOWN, input_columns="label")
     transform = ImageTransform(SIDE)
     labels = torch.tensor(data["label"][:])
     pixels = torch.stack([transform(image) for image in data["image"]])
-    known = torch.isin(labels, torch.tensor(KNOWN))
 
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 2,
@@ -66,7 +82,7 @@ def make_demo_pipeline(folder: Path, steps: int = 1200, seed: int = 0) -> Path:
         latent_channels=4,
         sample_size=SIDE,
     )
-    train_vae(vae, pixels[known], max(1, steps // 4))
+    train_vae(vae, pixels, max(1, steps // 4))
     tokenizer = make_tokenizer()
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -92,7 +108,7 @@ def make_demo_pipeline(folder: Path, steps: int = 1200, seed: int = 0) -> Path:
         cross_attention_dim=32,
     )
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    train_text_to_image(unet, text_encoder, tokenizer, vae, scheduler, pixels[known], labels[known], steps)
+    train_text_to_image(unet, text_encoder, tokenizer, vae, scheduler, pixels, labels, steps)
     pipeline = StableDiffusionPipeline(
         vae,
         text_encoder,
@@ -127,21 +143,38 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     ).input_ids
 
 
-def _batches(rows: int, steps: int, what: str) -> Iterator[Tensor]:
+def fit(
+    parameters: Iterable[Tensor], lr: float, rows: int, steps: int, what: str, loss_of: Callable[[Tensor], Tensor]
+) -> None:
+    """Train by MoMo-Adam with a linear decay, on batches of rows drawn at random.
+
+    Args:
+        parameters: to train.
+        lr: the cap at the start.
+        rows: how many there are to draw from.
+        steps: of the training.
+        what: is trained, for the bar.
+        loss_of: from the numbers of the rows, int64 of shape (batch,), to the loss.
+    """
+    optimizer = MomoAdam(parameters, lr=lr)
+    decay = LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     for _ in tqdm(range(steps), desc=what):
-        yield torch.randint(rows, (BATCH,))
+        loss = loss_of(torch.randint(rows, (BATCH,)))
+        loss.backward()
+        optimizer.step(loss=loss)
+        decay.step()
+        optimizer.zero_grad()
 
 
 def train_vae(vae: AutoencoderKL, pixels: Tensor, steps: int) -> None:
     """Train the autoencoder on squared errors and a little of the prior, and set the scale of its latents."""
-    optimizer = MomoAdam(vae.parameters(), lr=3e-3)
-    for index in _batches(len(pixels), steps, "autoencoder"):
+
+    def loss_of(index: Tensor) -> Tensor:
         posterior = vae.encode(pixels[index]).latent_dist
         error = (vae.decode(posterior.sample()).sample - pixels[index]).square().mean()
-        loss = error + 1e-4 * posterior.kl().mean()
-        loss.backward()
-        optimizer.step(loss=loss)
-        optimizer.zero_grad()
+        return error + 1e-4 * posterior.kl().mean()
+
+    fit(vae.parameters(), 3e-3, len(pixels), steps, "autoencoder", loss_of)
     vae.requires_grad_(False).eval()
     vae.register_to_config(scaling_factor=float(1 / vae.encode(pixels[:500]).latent_dist.sample().std()))
 
@@ -161,38 +194,12 @@ def train_text_to_image(
     empty = tokenize(tokenizer, [""])
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
-    optimizer = MomoAdam([*unet.parameters(), *text_encoder.parameters()], lr=1e-3)
-    for index in _batches(len(pixels), steps, "text to image"):
-        dropped = torch.rand(BATCH, 1) < CAPTION_DROPOUT
+
+    def loss_of(index: Tensor) -> Tensor:
+        dropped = torch.rand(len(index), 1) < CAPTION_DROPOUT
         text = text_encoder(torch.where(dropped, empty, ids[labels[index]])).last_hidden_state
-
-        def predict(noisy, timesteps, text=text):
-            return unet(noisy, timesteps, text).sample
-
         clean = latents[index]
-        loss = denoising_losses(predict, scheduler, clean, *random_noise(scheduler, clean)).mean()
-        loss.backward()
-        optimizer.step(loss=loss)
-        optimizer.zero_grad()
+        noise = random_noise(scheduler, clean)
+        return denoising_losses(lambda x, t: unet(x, t, text).sample, scheduler, clean, *noise).mean()
 
-
-class DigitJudge:
-    """Says which digit an image shows: a support vector machine on 8x8 pixels, trained on scikit-learn's digits."""
-
-    def __init__(self) -> None:
-        from sklearn.svm import SVC
-
-        data = load_images("demo")
-        train, held_out = data["train"], data["validation"]
-        self.classifier = SVC(gamma=0.001).fit(self._pixels(train["image"]), train["label"][:])
-        self.accuracy = float(self.classifier.score(self._pixels(held_out["image"]), held_out["label"][:]))
-
-    def share(self, images: list[Image.Image], prompt: str) -> float:
-        """The share of images that show the digit which the prompt names."""
-        digits = [digit for digit, word in enumerate(WORDS) if word in prompt.split()]
-        return float(np.mean(np.isin(self.classifier.predict(self._pixels(images)), digits)))
-
-    @staticmethod
-    def _pixels(images: list[Image.Image]) -> np.ndarray:
-        small = (image.convert("L").resize((8, 8), Image.Resampling.BOX) for image in images)
-        return np.stack([np.asarray(image, np.float64).ravel() * (16 / 255) for image in small])
+    fit([*unet.parameters(), *text_encoder.parameters()], 1e-3, len(pixels), steps, "text to image", loss_of)
