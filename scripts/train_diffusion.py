@@ -168,7 +168,10 @@ def main(argv: list[str] | None = None) -> None:
         first, *later = loop.logged("eval_loss")
         metrics = {"first_eval_loss": first, "eval_loss": later[-1] if later else None}
         path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, history=loop.history)
-        print(f"Held-out loss {metrics}, {steps} steps, {seconds:.0f} s; see {path} and {path.parent / 'samples'}")
+        print(
+            f"Held-out loss {metrics}, {steps} steps, {seconds:.0f} s; see {path}, training.png and samples beside it. The "
+            f"model is in {args.output_dir}."
+        )
     accelerator.end_training()
 
 
