@@ -78,7 +78,7 @@ class ModelArguments:
     )
     text_encoder_lr: float | None = field(default=None, metadata={"help": "Its learning rate; default: the same."})
     min_snr_gamma: float | None = field(default=None, metadata={"help": "Min-SNR weighting; 5 is usual."})
-    demo_steps: int = field(default=1200, metadata={"help": "Training steps of the `demo` pipeline."})
+    demo_steps: int = field(default=1500, metadata={"help": "Training steps of the `demo` pipeline."})
 
 
 def draw(
@@ -234,7 +234,11 @@ def main(argv: list[str] | None = None) -> None:
         found = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, **more)
         for when, shares in accuracies.items():  # a resumed run has no "before"
             print(f"Right {when}: " + ", ".join(f"{prompt} {share:.0%}" for prompt, share in shares.items()))
-        print(f"Held-out loss {metrics}, {steps} steps, {seconds:.0f} s; see {found} and {output / 'samples'}")
+        trained_part = "The LoRA layers are" if rank else "The pipeline is"
+        print(
+            f"Held-out loss {metrics}, {steps} steps, {seconds:.0f} s; see {found}, training.png and samples beside it. "
+            f"{trained_part} in {output}."
+        )
     accelerator.end_training()
 
 

@@ -54,7 +54,7 @@ def new_words() -> DatasetDict:
     return legible_digits().filter(lambda label: label not in KNOWN, input_columns="label")
 
 
-def make_demo_pipeline(folder: Path, steps: int = 1200, seed: int = 0) -> Path:
+def make_demo_pipeline(folder: Path, steps: int = 1500, seed: int = 0) -> Path:
     """Train the pipeline on the digits 0 to 7 and save it, unless it is there already.
 
     Args:
