@@ -78,7 +78,7 @@ class ModelArguments:
     )
     text_encoder_lr: float | None = field(default=None, metadata={"help": "Its learning rate; default: the same."})
     min_snr_gamma: float | None = field(default=None, metadata={"help": "Min-SNR weighting; 5 is usual."})
-    demo_steps: int = field(default=1500, metadata={"help": "Training steps of the `demo` pipeline."})
+    demo_steps: int = field(default=3000, metadata={"help": "Training steps of the `demo` pipeline."})
 
 
 def draw(

@@ -54,7 +54,7 @@ def new_words() -> DatasetDict:
     return legible_digits().filter(lambda label: label not in KNOWN, input_columns="label")
 
 
-def make_demo_pipeline(folder: Path, steps: int = 1500, seed: int = 0) -> Path:
+def make_demo_pipeline(folder: Path, steps: int = 3000, seed: int = 0) -> Path:
     """Train the pipeline on the digits 0 to 7 and save it, unless it is there already.
 
     Args:
@@ -172,7 +172,7 @@ def train_vae(vae: AutoencoderKL, pixels: Tensor, steps: int) -> None:
     def loss_of(index: Tensor) -> Tensor:
         posterior = vae.encode(pixels[index]).latent_dist
         error = (vae.decode(posterior.sample()).sample - pixels[index]).square().mean()
-        return error + 1e-4 * posterior.kl().mean()
+        return error + 1e-5 * posterior.kl().mean()
 
     fit(vae.parameters(), 3e-3, len(pixels), steps, "autoencoder", loss_of)
     vae.requires_grad_(False).eval()
