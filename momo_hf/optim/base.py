@@ -19,11 +19,12 @@ from momo_hf.optim.method import Method
 from momo_hf.optim.model import ModelState, Step, acceptable, average_weight, next_step, with_drift
 from momo_hf.optim.movement import Movement
 from momo_hf.optim.passes import finite_gradients, inner_products, prepare, write
+from momo_hf.optim.searching import Searching, check_origins
 from momo_hf.optim.sharding import Layout, layouts_of, local, whole
 from momo_hf.optim.watch import Watch
 
 
-class MomoOptimizer(Method, LossIntake, Optimizer):
+class MomoOptimizer(Method, LossIntake, Searching, Optimizer):
     """Base class of the MoMo methods: momentum, loss, step size and state. A method adds its preconditioner.
 
     A method names its `buffers` and says how a gradient enters them (`update_buffers`) and what D^{-1} does to a vector
@@ -108,10 +109,15 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
                 self._init_state()
                 return None
             raise RuntimeError(NO_LOSS.format(name=type(self).__name__))
+        searching = self._search_goes_on()
         self._init_state()
 
         state = self._model_state()
         like, step = state.step, state.step + 1
+        clip_factor = None if clip_factor is None else self._scalar(clip_factor, like).clamp(max=1.0)
+        if searching:
+            self._search_step(self._scalar(given, like), clip_factor)
+            return loss if loss is not None else given
         group = self.param_groups[0]
         beta, corrected = self._beta(group), group["bias_correction"]
         weight = average_weight(step, beta, corrected)
@@ -125,6 +131,7 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
         given = self._scalar(given, like)
         clip_factor = None if clip_factor is None else self._scalar(clip_factor, like).clamp(max=1.0)
         rates = self._per_group(("lr", "base_lr", "weight_decay"), like)
+        rates = (self._capped(rates[0], step), *rates[1:])
         usable = acceptable(given, *rates, clip_factor)
         finite = self._finite(clip_factor, whole_norm, buckets, layouts, like)
         if finite is not None:
@@ -211,6 +218,7 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
         super().add_param_group(param_group)
         group, head = self.param_groups[-1], self.param_groups[0]
         try:
+            self._join_search(group)
             self.check_options(group)
             check_one_model(group, head)
         except ValueError:
@@ -243,6 +251,7 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
         wide = any(p.dtype == torch.float64 for p in self._params())
         dtype = torch.float64 if wide else torch.float32
         self._keep(ModelState(*(value.to(dtype) for value in self._model_state())))
+        self._widen_search(dtype)
 
     def _show(self, update: Step) -> None:
         """Write `effective_lr` for whoever logs; a skipped step leaves the one before it."""
@@ -253,10 +262,12 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
     def _init_state(self) -> None:
         fresh = [p for p in self._params() if p.grad is not None and p not in self.state]
         # Parameters that join a running model share one count of the steps before; the others need none.
-        late = {"start": self.param_groups[0]["step"].clone()} if fresh and self.state else {}
+        running = fresh and self.state and not self._searching
+        late = {"start": self.param_groups[0]["step"].clone()} if running else {}
         for p in fresh:
             dtype = torch.promote_types(p.dtype, torch.float32)
-            self.state[p] = {name: torch.zeros_like(p, dtype=dtype) for name in ("exp_avg", *self.buffers)} | late
+            zeros = {name: torch.zeros_like(p, dtype=dtype) for name in ("exp_avg", *self.buffers)}
+            self.state[p] = zeros | late | self._origin_of(p)
 
     def _is_state_probe(self) -> bool:
         """torch.distributed.checkpoint asks for initialised state by a step with lr 0 and zero gradients."""
@@ -269,8 +280,9 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
         """The state as in torch. Where parameters are sharded and in bfloat16 or float16, this is a collective: it sums
         what the last step lost by rounding, so that the state is complete.
         """
+        self._search_goes_on()
         self._keep(with_drift(self._model_state(), self._movement.settle()))
-        return with_starts(super().state_dict(), self.param_groups[0]["step"])
+        return self._with_origins(with_starts(super().state_dict(), self.param_groups[0]["step"]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state as in torch, and keep scalars and buffers in at least float32 where torch would cast them.
@@ -280,6 +292,7 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
         """
         defaults, names = {name: self.defaults[name] for name in self._option_names()}, ("exp_avg", *self.buffers)
         state_dict = with_defaults(type(self).__name__, state_dict, defaults, names)
+        check_origins(state_dict)
         super().load_state_dict(state_dict)
         self._widen()
         take_back(self.state, self._params(), state_dict, names, self.param_groups[0]["step"])
@@ -289,6 +302,7 @@ class MomoOptimizer(Method, LossIntake, Optimizer):
         # Loading a state comes here too: old counts are no news then, and how the parameters were left is not known any
         # more. The loss of gradients that stay, and who keeps it, stay too.
         self._watch, self._movement = Watch(self.param_groups[0]), Movement()
+        self._resume_search()
         self.__dict__.setdefault("shard_group", None)
 
 

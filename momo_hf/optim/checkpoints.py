@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from momo_hf.optim.model import ModelState
+from momo_hf.optim.ramp import ORIGIN
 
 
 def with_starts(state_dict: dict[str, Any], step: Tensor) -> dict[str, Any]:
@@ -64,7 +65,8 @@ def with_defaults(
         name: the class that is to load it.
         state_dict: as `Optimizer.state_dict()` made it.
         defaults: the options of the class.
-        buffers: what every parameter's state must have; "start" may be there too, and nothing else.
+        buffers: what every parameter's state must have; "start" and the origin of a search may be there too,
+            and nothing else.
 
     Raises:
         ValueError: another method saved it.
@@ -78,7 +80,7 @@ def with_defaults(
         )
     expected = set(buffers)
     for entry in state_dict["state"].values():
-        if set(entry) - {"start"} != expected:
+        if set(entry) - {"start", ORIGIN} != expected:
             raise ValueError(
                 f"This state was not saved by {name}: a parameter has {sorted(entry)}, expected {sorted(expected)}. "
                 "Load it into the optimizer that saved it."

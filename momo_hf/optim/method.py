@@ -10,9 +10,16 @@ class Method:
 
     The momentum itself, d <- β d + (1-β) g, is the same for all methods and is not a buffer. The functions see flat
     tensors of at least float32, whatever the parameters are, and may be called for any part of a parameter.
+
+    Attributes:
+        buffers: the names of the method's own buffers, one tensor each per parameter.
+        ramp_start: the size of the first step of a search for the cap (`lr="auto"`), about a ten thousandth of any that
+            is good. None makes it from the first loss and gradient, which is right for a step that is proportional to the
+            gradient; a method whose preconditioner takes the size out of the gradient has a number of its own.
     """
 
     buffers: tuple[str, ...] = ()
+    ramp_start: float | None = None
 
     @staticmethod
     def update_buffers(grad: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:

@@ -55,6 +55,7 @@ class MomoAdam(MomoOptimizer):
     """
 
     buffers = ("exp_avg_sq",)
+    ramp_start = 1e-6
 
     def __init__(
         self,
