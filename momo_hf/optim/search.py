@@ -208,7 +208,7 @@ def verdict(state: SearchState, ok: Tensor) -> tuple[Tensor, Tensor]:
 
     overshoot = strong & (state.highest - state.total >= (NOISE * noise).clamp(min=DROP))
     early, last = k <= FIRST, k >= STEPS
-    reason = where(last, where(strong, RAMP, NOTHING), 0.0)
+    reason = where(last, where(strong, RAMP, NOTHING), 0.0).to(k.dtype)
     reason = where(~early & ~strong & risen, HARM, reason)
     reason = where(~early & overshoot, OVERSHOOT, reason)
     # Before the first step nothing was moved, so that nothing can be undone.
