@@ -23,7 +23,7 @@ from momo_hf.optim.sharding import whole
 
 
 # What a prepared optimizer passes on to the MoMo optimizer in it.
-BY_HAND = ("set_loss", "set_clip_factor", "set_lb", "drop_loss", "has_loss")
+BY_HAND = ("set_loss", "set_clip_factor", "set_lb", "drop_loss", "has_loss", "search")
 
 
 def unwrap_optimizer(optimizer: Any) -> MomoOptimizer | None:
@@ -56,8 +56,8 @@ def momo_metrics(optimizer: Any) -> dict[str, float]:
     Returns:
         `momo/effective_lr` (τρ, comparable with the lr of Adam or SGD; of the group with the largest `lr`),
         `momo/polyak_lr` (the same without the cap), `momo/lb` (the lower bound in use), `momo/loss_avg` (the losses as
-        they were, averaged with β and corrected for the start), `momo/skipped` (steps dropped so far because something
-        was not finite); an empty dict for another optimizer.
+        they were, averaged with β and corrected for the start; during a search the last one), `momo/skipped` (steps
+        dropped so far because something was not finite); an empty dict for another optimizer.
     """
     optimizer = unwrap_optimizer(optimizer)
     if optimizer is None:
@@ -69,6 +69,9 @@ def momo_metrics(optimizer: Any) -> dict[str, float]:
     effective_lr, polyak_lr, fstar, loss_avg, step, skipped = values
     beta = group["beta"] if "beta" in group else group["betas"][0]
     rho = 1 - beta**step if group["bias_correction"] and step > 0 else 1.0
+    search = optimizer.search
+    if search is not None and search.cap is None and search.losses:
+        loss_avg, rho = search.losses[-1], 1.0
     return {
         "momo/effective_lr": effective_lr,
         "momo/polyak_lr": polyak_lr,
@@ -216,6 +219,9 @@ def _step(original: Callable) -> Callable:
             window.trust()
         result = original(self, closure)
         if self.scaler is not None and self.step_was_skipped:
+            if (optimizer.has_loss or not window.empty) and optimizer.search_goes_on():
+                # Nothing is taken in, but the search hears of it, and may have to go back to finite losses.
+                optimizer.step()
             window.clear()
             optimizer.drop_loss()
         window.remember()
@@ -225,7 +231,7 @@ def _step(original: Callable) -> Callable:
 
 
 def _by_hand(self: AcceleratedOptimizer, name: str) -> Any:
-    """What a prepared optimizer has not itself: `set_loss` and its like, where there is a MoMo optimizer inside."""
+    """What a prepared optimizer has not itself: `set_loss` and its like and `search`, where there is a MoMo optimizer inside."""
     optimizer = unwrap_optimizer(self.__dict__.get("optimizer")) if name in BY_HAND else None
     if optimizer is None:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

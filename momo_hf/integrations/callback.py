@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
 from momo_hf.integrations.learning_rate import warning_at_end, warning_at_start
 from momo_hf.optim import MomoOptimizer
+from momo_hf.optim.search import STEPS
 
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,12 @@ class MomoCallback(TrainerCallback):
         optimizer = unwrap_optimizer(optimizer)
         if optimizer is None or not state.is_world_process_zero:
             return
+        search = optimizer.search
+        if search is not None and search.cap is None and search.steps > 0:
+            logger.warning(
+                f"Training ended after {search.steps} steps of the search for the cap, before anything was learnt, and the "
+                f"weights are in the middle of it. It takes {STEPS} steps at most: train longer, or give a learning rate."
+            )
         steps, capped = self._counts(optimizer)
         if steps == 0:
             return

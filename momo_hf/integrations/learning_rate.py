@@ -33,18 +33,21 @@ def were_loaded(args: TrainingArguments) -> bool:
 
 
 def cap_of(optimizer: MomoOptimizer) -> float:
-    """The largest `lr` of the groups before any schedule."""
-    return max(float(group["base_lr"]) for group in optimizer.param_groups)
+    """The largest `lr` of the groups before any schedule; with `lr="auto"`, times the cap that was found, or is tried."""
+    lr, search = max(float(group["base_lr"]) for group in optimizer.param_groups), optimizer.search
+    return lr if search is None else lr * (search.cap or max(search.step_sizes, default=0.0))
 
 
 def warning_at_start(args: TrainingArguments, optimizer: MomoOptimizer, model: Any) -> str | None:
-    """What to say about the cap before training, or None if there is nothing to say.
+    """What to say about the cap before training, or None if there is nothing to say, as where it is searched for.
 
     Args:
         args: of the Trainer.
         optimizer: the MoMo optimizer itself, without wrappers.
         model: the Trainer's.
     """
+    if optimizer.search is not None:
+        return None
     cap = cap_of(optimizer)
     if left_alone(args):
         kind = next(c.__name__ for c in type(args).__mro__ if vars(c).get("learning_rate") == args.learning_rate)
@@ -69,13 +72,13 @@ def warning_at_start(args: TrainingArguments, optimizer: MomoOptimizer, model: A
 
 
 def warning_at_end(optimizer: MomoOptimizer, capped: float) -> str:
-    """What to say after training; empty if the cap decided less than nearly all steps.
+    """What to say after training; empty if the cap decided less than nearly all steps, or was found by a search.
 
     Args:
         optimizer: the MoMo optimizer itself, without wrappers.
         capped: the part of the steps on which the cap decided.
     """
-    if capped < 0.95:
+    if capped < 0.95 or optimizer.search is not None:
         return ""
     return (
         f" So nearly every step was one that a learning rate of {cap_of(optimizer):g} gives without MoMo. That is right "

@@ -24,7 +24,7 @@ from momo_hf.optim.sharding import Layout, layouts_of, local, whole
 from momo_hf.optim.watch import Watch
 
 
-class MomoOptimizer(Method, LossIntake, Searching, Optimizer):
+class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
     """Base class of the MoMo methods: momentum, loss, step size and state. A method adds its preconditioner.
 
     A method names its `buffers` and says how a gradient enters them (`update_buffers`) and what D^{-1} does to a vector
@@ -109,7 +109,7 @@ class MomoOptimizer(Method, LossIntake, Searching, Optimizer):
                 self._init_state()
                 return None
             raise RuntimeError(NO_LOSS.format(name=type(self).__name__))
-        searching = self._search_goes_on()
+        searching = self.search_goes_on()
         self._init_state()
 
         state = self._model_state()
@@ -280,7 +280,7 @@ class MomoOptimizer(Method, LossIntake, Searching, Optimizer):
         """The state as in torch. Where parameters are sharded and in bfloat16 or float16, this is a collective: it sums
         what the last step lost by rounding, so that the state is complete.
         """
-        self._search_goes_on()
+        self.search_goes_on()
         self._keep(with_drift(self._model_state(), self._movement.settle()))
         return self._with_origins(with_starts(super().state_dict(), self.param_groups[0]["step"]))
 

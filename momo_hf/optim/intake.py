@@ -58,7 +58,10 @@ class LossIntake:
         self._clip_factor = factor
 
     def drop_loss(self) -> None:
-        """Forget the loss and the clip factor of a step that will not be taken."""
+        """Forget the loss and the clip factor of a step that will not be taken, as where a loss scaler skips one.
+
+        A search for the cap hears of it: it ends where losses are not finite, and where too many steps are skipped.
+        """
         self._loss = self._clip_factor = None
 
     def _take_loss(self, closure: Callable[[], Tensor | float] | None, loss: Tensor | float | None) -> Given:
@@ -72,7 +75,7 @@ class LossIntake:
         elif loss is not None and closure is None:
             self.set_loss(loss)
         given, clip_factor = self._loss, self._clip_factor
-        self.drop_loss()
+        self._loss = self._clip_factor = None
         if self.loss_source is not None:
             return self.loss_source(given, clip_factor, returned)
         return returned if given is None else given, clip_factor, False

@@ -52,7 +52,7 @@ class Searching:
 
     # ---- The steps ----
 
-    def _search_goes_on(self) -> bool:
+    def search_goes_on(self) -> bool:
         """Whether the coming step belongs to the search; ends it where the last one was its last."""
         if self._verdict is not None:
             (ended, cap, steps), self._verdict = self._verdict.read(), None
@@ -62,19 +62,32 @@ class Searching:
                 tell(REASONS[int(ended)], cap, int(steps))
         return self._searching
 
-    def _search_step(self, loss: Tensor, clip_factor: Tensor | None) -> None:
+    @torch.no_grad()
+    def drop_loss(self) -> None:
+        loss = self._loss
+        super().drop_loss()
+        # With accelerate, its optimizer hears of skipped steps, and the loss is not averaged before one.
+        if loss is not None and self.state and self.loss_source is None and self.search_goes_on():
+            self._search_step(self._scalar(loss, self.param_groups[0]["step"]), None, skipped=True)
+
+    def _search_step(self, loss: Tensor, clip_factor: Tensor | None, skipped: bool = False) -> None:
         """A step of the search.
 
         Args:
             loss: of the step, 0-dim.
             clip_factor: κ, 0-dim, or None.
+            skipped: whether a loss scaler has found a gradient that is not finite.
         """
         state, group, params = self._search_state(), self.param_groups[0], self._params()
         places = layouts_of(params, self.shard_group)
         names = ("exp_avg", *self.buffers, ORIGIN)
         buckets = sort_into_buckets(self.param_groups, self.state, names, self._option_names(), places)
         parts = [Part(type(self), bucket, self._beta(group), state.steps + 1) for bucket in buckets]
-        slope, norm, sample = inner_products(parts, self._layouts(params, places), loss).unbind()
+        if skipped:
+            found = loss.new_full((3,), torch.nan)
+        else:
+            found = inner_products(parts, self._layouts(params, places), loss)
+        slope, norm, sample = found.unbind()
         state, move = next_move(
             state, loss, slope, norm, sample, lb=group["lb"], start=self.ramp_start, clip_factor=clip_factor
         )

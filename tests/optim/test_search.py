@@ -182,7 +182,7 @@ def test_no_value_leaves_the_device_but_the_verdict():
     optimizer = MomoAdam(params, lr="auto")
     for k in range(1, steps + 3):
         loss, _ = backward(k)
-        optimizer._search_goes_on()  # what a step does at its beginning; it waits for nothing by then
+        optimizer.search_goes_on()  # what a step does at its beginning; it waits for nothing by then
         with NoReads():
             optimizer.step(loss=loss)
     assert optimizer.param_groups[0]["step"] == 2
