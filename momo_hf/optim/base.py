@@ -37,6 +37,9 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
 
     A step is a transaction (see `kernels`): it writes all, or nothing where loss or gradients were not finite.
 
+    With `lr="auto"` the first steps, 13 to 60, find the cap (see `search`), and then the weights go back to where they
+    began, once. `Searching` says what that means for what else looks at the weights.
+
     Args:
         params: parameters or parameter groups.
         defaults: the options of a group; `lr`, `weight_decay`, `lb`, and `beta` or `betas` at least.

@@ -20,7 +20,8 @@ class Momo(MomoOptimizer):
 
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
-        lr: upper bound α of the step size; schedulers act on it. Default 1.0.
+        lr: upper bound α of the step size; schedulers act on it. `"auto"` finds it in the first steps, see `Searching`.
+            Default 1.0.
         weight_decay: λ of the proximal weight decay. Default 0.
         beta: momentum β in [0, 1). Default 0.9.
         lb: lower bound of the loss. Default 0.
@@ -49,7 +50,7 @@ class Momo(MomoOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1.0,
+        lr: float | Tensor | str = 1.0,
         weight_decay: float = 0.0,
         beta: float = 0.9,
         lb: float = 0.0,

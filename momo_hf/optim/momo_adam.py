@@ -27,7 +27,8 @@ class MomoAdam(MomoOptimizer):
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
         lr: upper bound α of the step size; schedulers act on it. The default 1e-2 is for training from scratch;
-            to fine-tune a pretrained model take the lr that AdamW would get.
+            to fine-tune a pretrained model take the lr that AdamW would get. `"auto"` finds it in the first steps, see
+            `Searching`.
         betas: β1 of momentum and averaged loss, β2 of the squared gradients, both in [0, 1). Default (0.9, 0.999).
         eps: added to the root of the second moment. Default 1e-8.
         weight_decay: λ of the weight decay. Default 0.
@@ -60,7 +61,7 @@ class MomoAdam(MomoOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-2,
+        lr: float | Tensor | str = 1e-2,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,

@@ -34,6 +34,16 @@ KEYS = tuple(f"search_{name}" for name in SearchState._fields)
 class Searching:
     """The part of an optimizer that finds its cap in the first steps, where `lr="auto"`.
 
+    After the search parameters, momentum and buffers are as if nothing had been, and training begins with a warmup as long
+    as the search. The cap is then α = lr · `search.cap`, where `lr` is 1 at first: a schedule acts on it, and groups may
+    be given their shares of it. What looks at the weights sees them go back once:
+
+    * an average of the weights (EMA) and an evaluation see the steps of the search as long as it lasts, and a training
+      that ends before it has learnt nothing. Whatever else writes to parameters meanwhile is undone with them.
+    * statistics that follow the weights, as BatchNorm's, are not the optimizer's, and keep what they saw until training
+      has overwritten them: with the usual momentum of 0.1 after some forty steps.
+    * a copy of the parameters, as large as they are, is held and saved with the state until the search is over.
+
     Every step of the search decides on the device whether it was the last one, which then takes everything back. The host
     hears of it at the beginning of the next step, when the forward and backward passes are already under way, so that
     it does not wait; the gradient of that step was taken where the search began, and with it training begins.

@@ -34,7 +34,7 @@ def ramp(x, gradient, beta2=0.999, start=1e-6, beta=0.9, corrected=True, clip=No
         x: the parameters as one vector.
         gradient: takes x and the number of the step, returns loss and gradient.
         beta2: Adam's, or None for the momentum alone.
-        start: the first step size; None for a ten thousandth of the loss over the squared gradient.
+        start: the first step size; None for a ten thousandth of Polyak's, the loss over its slope.
         corrected: whether the momentum starts at 0 and is corrected.
         clip: the norm that gradients are clipped to.
     """
@@ -56,7 +56,7 @@ def ramp(x, gradient, beta2=0.999, start=1e-6, beta=0.9, corrected=True, clip=No
         slope = 0.0 if before is None else g @ before
         rows.append((loss, slope, (d / rho) @ u, g @ (g / D) / kappa))
         if start is None:
-            start = 1e-4 * kappa * loss / (g @ g)
+            start = 1e-4 * kappa * loss / rows[0][2]
         reason, cap = verdict(rows, start)
         if reason:
             return rows, reason, cap

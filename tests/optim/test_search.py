@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from momo_hf.optim import Momo, MomoAdam
+from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
 from momo_hf.optim.search import REASONS, new_search, next_move
+from momo_hf.optim.searching import HostCopy
 from tests.optim.problem import both, least_squares, train
 from tests.optim.ramp_reference import ramp, verdict
 from tests.optim.test_cost import NoReads
@@ -120,10 +121,28 @@ def search(optimizer, backward, clip=None):
     raise AssertionError("the search does not end")
 
 
-ARGUMENTS = {Momo: {"beta2": None, "start": None, "corrected": False}, MomoAdam: {}}
+class Own(MomoOptimizer):
+    """A method of a user, with nothing but what every method has."""
+
+    def __init__(self, params, lr="auto"):
+        super().__init__(params, {"lr": lr, "weight_decay": 0.0, "lb": 0.0, "beta": 0.9})
 
 
-@both
+class Scaled(MomoAdam):
+    """Another one, that does not know how long its steps are."""
+
+    ramp_start = None
+
+
+ARGUMENTS = {
+    Momo: {"beta2": None, "start": None, "corrected": False},
+    Own: {"beta2": None, "start": None, "corrected": False},
+    MomoAdam: {},
+    Scaled: {"start": None},
+}
+
+
+@pytest.mark.parametrize("cls", ARGUMENTS)
 @pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_ramp_takes_plain_steps_of_the_method(cls, clip, seed):
@@ -186,3 +205,32 @@ def test_no_value_leaves_the_device_but_the_verdict():
         with NoReads():
             optimizer.step(loss=loss)
     assert optimizer.param_groups[0]["step"] == 2
+
+
+@pytest.mark.parametrize("place", ["meta", "meta:1"])
+def test_the_verdict_of_a_device_is_waited_for_where_it_was_given(place, monkeypatch):
+    """A simulated accelerator: the copy is recorded behind the step on the device's stream, and read when it is there."""
+    done = []
+
+    class Event:
+        def __init__(self, kind):
+            assert kind == "meta"
+
+        def record(self, stream):
+            done.append(stream)
+
+        def synchronize(self):
+            done.append("arrived")
+
+    class OnDevice(torch.Tensor):
+        device = torch.device(place)
+
+        def to(self, target, non_blocking):
+            assert target == "cpu" and non_blocking
+            return torch.tensor([1.0, 2.0, 3.0])
+
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: f"stream of {device}")
+    copy = HostCopy(OnDevice())
+    assert done == [f"stream of {place}"]
+    assert copy.read() == [1.0, 2.0, 3.0] and done[1:] == ["arrived"]
