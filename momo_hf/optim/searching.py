@@ -41,7 +41,7 @@ class Searching:
     * an average of the weights (EMA) and an evaluation see the steps of the search as long as it lasts, and a training
       that ends before it has learnt nothing. Whatever else writes to parameters meanwhile is undone with them.
     * statistics that follow the weights, as BatchNorm's, are not the optimizer's, and keep what they saw until training
-      has overwritten them: with the usual momentum of 0.1 after some forty steps.
+      has overwritten them: with the usual momentum of 0.1 within eighty steps.
     * a copy of the parameters, as large as they are, is held and saved with the state until the search is over.
 
     Every step of the search decides on the device whether it was the last one, which then takes everything back. The host

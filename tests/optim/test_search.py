@@ -163,6 +163,22 @@ def test_the_ramp_takes_plain_steps_of_the_method(cls, clip, seed):
     assert not any(value.any() for p in params for name, value in optimizer.state[p].items() if name != "origin")
 
 
+@pytest.mark.parametrize("cls, power", [(Momo, 1), (MomoAdam, 0)])
+def test_the_cap_has_the_scale_of_a_step(cls, power):
+    """With a loss 1024 times as large, steps along the gradient are to be as much shorter, Adam's are not."""
+    caps = []
+    for scale in (1.0, 1024.0):
+        _, _, params, backward = problem()
+        optimizer = cls(params, lr="auto", **({"eps": 0.0} if cls is MomoAdam else {}))
+        while optimizer.search.cap is None:
+            loss, _ = backward(optimizer.search.steps + 1)
+            for p in params:
+                p.grad *= scale
+            optimizer.step(loss=scale * loss)
+        caps.append(optimizer.search.cap * scale**power)
+    assert caps[1] == pytest.approx(caps[0], rel=1e-9)
+
+
 @both
 def test_after_it_training_begins_as_with_the_cap_as_lr_and_a_warmup(cls):
     _, _, params, backward = problem()
