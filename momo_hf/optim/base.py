@@ -114,13 +114,12 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
             raise RuntimeError(NO_LOSS.format(name=type(self).__name__))
         searching = self.search_goes_on()
         self._init_state()
+        if searching:
+            self._search_step(given, clip_factor)
+            return loss if loss is not None else given
 
         state = self._model_state()
         like, step = state.step, state.step + 1
-        clip_factor = None if clip_factor is None else self._scalar(clip_factor, like).clamp(max=1.0)
-        if searching:
-            self._search_step(self._scalar(given, like), clip_factor)
-            return loss if loss is not None else given
         group = self.param_groups[0]
         beta, corrected = self._beta(group), group["bias_correction"]
         weight = average_weight(step, beta, corrected)
@@ -133,8 +132,7 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
         )
         given = self._scalar(given, like)
         clip_factor = None if clip_factor is None else self._scalar(clip_factor, like).clamp(max=1.0)
-        rates = self._per_group(("lr", "base_lr", "weight_decay"), like)
-        rates = (self._capped(rates[0], step), *rates[1:])
+        rates = self._rates(like, step)
         usable = acceptable(given, *rates, clip_factor)
         finite = self._finite(clip_factor, whole_norm, buckets, layouts, like)
         if finite is not None:
@@ -192,6 +190,11 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
         for layout, dtype in dict.fromkeys(zip(places, [p.dtype for p in params])):
             layouts[layout] = layouts.get(layout, False) or dtype.itemsize < 4
         return layouts
+
+    def _rates(self, like: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """α, α before any schedule, and λ of all groups, for step k."""
+        lr, base_lr, weight_decay = self._per_group(("lr", "base_lr", "weight_decay"), like)
+        return self._capped(lr, step), base_lr, weight_decay
 
     def _per_group(self, options: tuple[str, ...], like: Tensor) -> tuple[Tensor, ...]:
         """Each option of all groups as a vector, without a read-back where it is a tensor."""

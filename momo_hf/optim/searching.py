@@ -78,17 +78,19 @@ class Searching:
         super().drop_loss()
         # With accelerate, its optimizer hears of skipped steps, and the loss is not averaged before one.
         if loss is not None and self.state and self.loss_source is None and self.search_goes_on():
-            self._search_step(self._scalar(loss, self.param_groups[0]["step"]), None, skipped=True)
+            self._search_step(loss, None, skipped=True)
 
-    def _search_step(self, loss: Tensor, clip_factor: Tensor | None, skipped: bool = False) -> None:
+    def _search_step(self, loss: Tensor | float, clip_factor: Tensor | float | None, skipped: bool = False) -> None:
         """A step of the search.
 
         Args:
-            loss: of the step, 0-dim.
-            clip_factor: κ, 0-dim, or None.
+            loss: of the step.
+            clip_factor: κ, or None.
             skipped: whether a loss scaler has found a gradient that is not finite.
         """
         state, group, params = self._search_state(), self.param_groups[0], self._params()
+        loss = self._scalar(loss, state.steps)
+        clip_factor = None if clip_factor is None else self._scalar(clip_factor, loss).clamp(max=1.0)
         places = layouts_of(params, self.shard_group)
         names = ("exp_avg", *self.buffers, ORIGIN)
         buckets = sort_into_buckets(self.param_groups, self.state, names, self._option_names(), places)

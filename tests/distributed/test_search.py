@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.distributed.launch import run_workers
+from tests.distributed.workers_search import by_hand
 from tests.distributed.workers_zero import ENVIRONMENT
 
 
@@ -30,30 +31,25 @@ def test_processes_find_the_cap_of_one(runs, kind, method):
     assert all(torch.equal(weight, found[1]["weights"][name]) for name, weight in found[0]["weights"].items())
 
 
-def test_zero_finds_the_cap_of_one_process(tmp_path):
-    alone, *zero = (
-        rank
-        for world in (1, 2)
-        for rank in run_workers(WORKERS + "zero", world, tmp_path / str(world), environment=ENVIRONMENT)
-    )
-    for rank in zero:
-        torch.testing.assert_close(rank["log"], alone["log"], rtol=1e-3, atol=1e-6)
-        assert rank["cap"] == zero[0]["cap"]
+def test_zero_finds_the_cap_of_one_process(runs, tmp_path):
+    ranks = run_workers(WORKERS + "zero", 2, tmp_path, environment=ENVIRONMENT)
+    for rank in ranks:
+        torch.testing.assert_close(rank["log"], runs["ddp"][0]["single"]["log"], rtol=1e-3, atol=1e-5)
+        assert torch.equal(rank["log"], ranks[0]["log"])
 
 
-def test_shards_and_replicas_of_shards_find_the_cap_of_one_process(tmp_path):
-    (alone,) = run_workers(WORKERS + "by_hand", 1, tmp_path / "alone", "alone")
-    for kind, world in (("fsdp2", 2), ("hsdp", 4)):
-        ranks = run_workers(WORKERS + "by_hand", world, tmp_path / kind, kind)
-        for dtype, expected in alone.items():
-            found = ranks[0][dtype]
-            # Gradients in bfloat16 round on every process by themselves.
-            tolerance = 1e-7 if dtype == "torch.float64" else 0.3
-            torch.testing.assert_close(found["sizes"], expected["sizes"], rtol=tolerance, atol=0)
-            assert expected["back"]
-            for rank in ranks:
-                assert rank[dtype]["back"] and torch.equal(rank[dtype]["sizes"], found["sizes"])
-                assert all(torch.equal(w, rank[dtype]["weights"][n]) for n, w in found["weights"].items())
+def test_replicas_of_shards_find_the_cap_of_one_process(tmp_path):
+    """With empty shards, a frozen layer, and a branch without gradients on every other step."""
+    ranks = run_workers(WORKERS + "replicated", 4, tmp_path)
+    for dtype, expected in by_hand().items():
+        found = ranks[0][dtype]
+        # Gradients in bfloat16 round on every process by themselves.
+        tolerance = 1e-7 if dtype == "torch.float64" else 0.3
+        torch.testing.assert_close(found["sizes"], expected["sizes"], rtol=tolerance, atol=0)
+        assert expected["back"]
+        for rank in ranks:
+            assert rank[dtype]["back"] and torch.equal(rank[dtype]["sizes"], found["sizes"])
+            assert all(torch.equal(w, rank[dtype]["weights"][n]) for n, w in found["weights"].items())
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])

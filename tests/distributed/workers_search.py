@@ -22,24 +22,20 @@ def matrix(folder, kind):
     """Step sizes and weights with accelerate."""
     return {
         "momo_adam": train(kind, "momo_adam", steps=STEPS, lr="auto"),
+        "single": train(kind, "momo_adam", torch.float32, steps=STEPS, lr="auto"),
         "momo": train(kind, "momo", steps=STEPS, lr="auto", accumulation=2, clip=0.5),
     }
 
 
-def by_hand(folder, kind):
-    """Without accelerate: empty shards, a frozen layer, a branch without gradients on odd steps, bfloat16; replicas too."""
-    world, rank = 1, 0
-    if kind != "alone":
-        dist.init_process_group("gloo")
-        world, rank = dist.get_world_size(), dist.get_rank()
+def by_hand(mesh=None):
+    """The loss given by hand; on the processes of a mesh, or on this one alone."""
+    world, rank = (mesh.size(), dist.get_rank()) if mesh else (1, 0)
     results = {}
     for dtype in (torch.float64, torch.bfloat16):
         model, data = OddNet(dtype=dtype), Points(dtype=dtype)
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        if kind == "hsdp":
-            fully_shard(model, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
-        elif kind == "fsdp2":
-            fully_shard(model)
+        if mesh:
+            fully_shard(model, mesh=mesh)
         optimizer, sizes, back = MomoAdam(model.parameters(), lr="auto"), [], None
         for step in range(STEPS):
             rows = rows_of(step, rank, world, 1, 0)
@@ -58,10 +54,13 @@ def by_hand(folder, kind):
     return results
 
 
+def replicated(folder):
+    dist.init_process_group("gloo")
+    return by_hand(init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+
+
 def zero(folder):
-    made = workers_zero.prepare(1, lr="auto")
-    log = workers_zero.steps_of(*made, steps=STEPS)
-    return {"log": log, "cap": unwrap_optimizer(made[2]).search.cap}
+    return {"log": workers_zero.steps_of(*workers_zero.prepare(1, lr="auto"), steps=STEPS)}
 
 
 def saved(folder, kind, resume=""):
