@@ -46,7 +46,7 @@ def test_replicas_of_shards_find_the_cap_of_one_process(tmp_path):
         # Gradients in bfloat16 round on every process by themselves.
         tolerance = 1e-7 if dtype == "torch.float64" else 0.3
         torch.testing.assert_close(found["sizes"], expected["sizes"], rtol=tolerance, atol=0)
-        assert expected["back"]
+        assert expected["back"] and expected["collectives"] == [0] and found["collectives"] == [1]
         for rank in ranks:
             assert rank[dtype]["back"] and torch.equal(rank[dtype]["sizes"], found["sizes"])
             assert all(torch.equal(w, rank[dtype]["weights"][n]) for n, w in found["weights"].items())

@@ -11,7 +11,7 @@ from momo_hf import MomoAdam
 from momo_hf.integrations.accelerate import unwrap_optimizer
 from tests.distributed import workers_zero
 from tests.distributed.workers import accelerator_for, full, rows_of, train
-from tests.distributed.workers_fsdp2 import OddNet
+from tests.distributed.workers_fsdp2 import Calls, OddNet
 from tests.toys import Net, Points
 
 
@@ -36,7 +36,7 @@ def by_hand(mesh=None):
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         if mesh:
             fully_shard(model, mesh=mesh)
-        optimizer, sizes, back = MomoAdam(model.parameters(), lr="auto"), [], None
+        optimizer, sizes, back, collectives = MomoAdam(model.parameters(), lr="auto"), [], None, set()
         for step in range(STEPS):
             rows = rows_of(step, rank, world, 1, 0)
             loss = model(data.inputs[rows], data.labels[rows], step)
@@ -44,13 +44,16 @@ def by_hand(mesh=None):
             loss = loss.detach().double()
             if world > 1:
                 dist.all_reduce(loss)
-            optimizer.step(loss=loss / world)
+            with (calls := Calls()):
+                optimizer.step(loss=loss / world)
             optimizer.zero_grad()
+            collectives.add(calls.count)
             sizes.append(float(optimizer.param_groups[0]["effective_lr"]))
             if back is None and optimizer.search.cap is not None:
                 back = all(torch.equal(full(p), before[n]) for n, p in model.named_parameters())
         weights = {n: full(p) for n, p in model.named_parameters()}
-        results[str(dtype)] = {"sizes": torch.tensor(sizes), "weights": weights, "back": back}
+        found = {"sizes": torch.tensor(sizes), "weights": weights, "back": back, "collectives": list(collectives)}
+        results[str(dtype)] = found
     return results
 
 
