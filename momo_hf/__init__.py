@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from momo_hf.integrations.on_import import OnImport
-from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
+from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
 
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Momo",
     "MomoAdam",
-    "MomoAdamAuto",
     "MomoCallback",
     "MomoOptimizer",
     "MomoSeq2SeqTrainer",

@@ -5,7 +5,9 @@
 
 It needs the `test` extra, which brings the authors' package.
 Every repeat runs all optimizers once, so that a drift of the machine's speed meets all of them alike; the table gives
-medians, the spread (first to third quartile), the ratio to AdamW(fused), and the peak of temporary memory in a step.
+medians, the spread (first to third quartile), the ratio to AdamW(fused), the peak of temporary memory in a step, and how
+many operators a step calls and how many bytes they read and write, in units of the parameters' size; operators alone, so
+that what is compiled or in Triton has none.
 """
 
 import csv
@@ -20,11 +22,12 @@ from pathlib import Path
 import matplotlib
 import momo
 import torch
+from counted import Counted
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from momo_hf import Momo, MomoAdam, MomoAdamAuto
+from momo_hf import Momo, MomoAdam
 
 
 matplotlib.use("Agg")
@@ -65,7 +68,7 @@ def optimizers() -> dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimiz
         "MomoAdam": lambda p: MomoAdam(p, lr=1e-3),
         "MomoAdam, decay": lambda p: MomoAdam(p, lr=1e-3, weight_decay=0.1),
         "MomoAdam, use_fstar": lambda p: MomoAdam(p, lr=1e-3, use_fstar=True),
-        "MomoAdamAuto": lambda p: MomoAdamAuto(p),
+        "MomoAdam, averaging": lambda p: MomoAdam(p, lr=1e-3, averaging=True),
         "MomoAdam, a group each": lambda p: MomoAdam([{"params": [q]} for q in p], lr=1e-3),
         "MomoAdam, compiled": lambda p: MomoAdam(p, lr=1e-3, compile=True),
         "MomoAdam, compiled, decay": lambda p: MomoAdam(p, lr=1e-3, weight_decay=0.1, compile=True),
@@ -101,6 +104,13 @@ def peak_memory(step: Callable[[], None], device: torch.device) -> float:
     return peak
 
 
+def count(step: Callable[[], None], device: torch.device) -> tuple[int, int]:
+    """Operators that a step calls, and the bytes that they read and write."""
+    with Counted(device.type) as counted:
+        step()
+    return sum(counted.calls.values()), counted.bytes
+
+
 def main() -> None:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     warnings.filterwarnings("ignore", module="momo")
@@ -130,16 +140,19 @@ def main() -> None:
     rows = []
     for name, step in steps.items():
         low, median, high = statistics.quantiles(times[name], n=4)
-        rows.append([name, median, low, high, median / base, peak_memory(step, device) / size])
+        calls, moved = ("-", "-") if "compiled" in name else count(step, device)
+        moved = moved if moved == "-" else round(moved / size, 1)
+        rows.append([name, median, low, high, median / base, peak_memory(step, device) / size, calls, moved])
 
     head = ["optimizer", "median ms", "quartile 1", "quartile 3", "ratio to fused", "peak temporary / parameters"]
+    head += ["calls", "bytes / parameters"]
     print(
         f"\n{sum(v.numel() for v in values) / 1e6:.1f} M parameters in {len(values)} tensors, {args.dtype}, {device},"
     )
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}\n")
-    print(f"{head[0]:28}" + "".join(f"{h:>16}" for h in head[1:5]) + f"{head[5]:>30}")
+    print(f"{head[0]:28}" + "".join(f"{h:>16}" for h in head[1:5]) + f"{head[5]:>30}{head[6]:>8}{head[7]:>20}")
     for row in rows:
-        print(f"{row[0]:28}" + "".join(f"{v:16.2f}" for v in row[1:5]) + f"{row[5]:30.3f}")
+        print(f"{row[0]:28}" + "".join(f"{v:16.2f}" for v in row[1:5]) + f"{row[5]:30.3f}{row[6]:>8}{row[7]:>20}")
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     with (output / "step.csv").open("w", newline="") as file:

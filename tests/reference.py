@@ -30,21 +30,17 @@ class Reference:
     eps: float = 1e-8
     lb: float = 0.0
     bias_correction: bool = False
-    use_fstar: bool | str = False
-    slope: str = "momentum"
+    use_fstar: bool = False
     divide: bool = True
     k: int = 0
     f_bar: float = 0.0
     gamma: float = 0.0
-    q: float = 0.0
     fstar: float = field(init=False)
-    polyak: float = 0.0
     tau: float = 0.0
     rho: float = 1.0
 
     def __post_init__(self):
         self.fstar = self.lb
-        self.base = max(self.lrs)
         self.d = [[np.zeros_like(x) for x in group] for group in self.params]
         self.v = [[np.zeros_like(x) for x in group] for group in self.params]
 
@@ -52,8 +48,7 @@ class Reference:
         """One update; a gradient that is None counts as zero for the averages, and its parameter stays."""
         self.k += 1
         beta = self.beta
-        bound = self.lb if self.use_fstar == "share" else self.fstar
-        loss = bound + kappa * (loss - bound)
+        loss = self.fstar + kappa * (loss - self.fstar)
         if self.k == 1 and not self.bias_correction:
             weight = 1.0
         else:
@@ -77,8 +72,6 @@ class Reference:
         alpha = max(self.lrs)
         r = [lr / alpha if alpha > 0 else 0.0 for lr in self.lrs]
         a = [lr * wd for lr, wd in zip(self.lrs, self.decays)]
-        if self.use_fstar == "share":
-            a = [ratio * min(self.polyak, alpha) * wd for ratio, wd in zip(r, self.decays)]
 
         def sums(weights):
             total_n = total_s = 0.0
@@ -92,25 +85,11 @@ class Reference:
         slope, shift = sums([(r[i] / (1 + a[i]), a[i] / (1 + a[i])) for i in range(len(a))])
         n, _ = sums([(r[i], 0.0) for i in range(len(a))])
         value = h - shift
-        if self.slope == "gradient":
-            samples = (
-                np.sum(g * self._preconditioned(i, j, g)) * r[i] / (1 + a[i])
-                for i, group in enumerate(grads)
-                for j, g in enumerate(group)
-                if g is not None
-            )
-            self.q = (1 - weight) * self.q + weight * sum(samples)
-            slope = self.q
-        if self.use_fstar == "share":
-            # A quarter of the way from the (bias-corrected) model down to lb, scaled as the schedule scales the lr.
-            share = min(0.25 * alpha / self.base, 1.0) if self.base > 0 else 0.0
-            self.fstar = self.lb + (1 - share) * max(value / rho - self.lb, 0.0)
-        elif self.use_fstar and value < rho * self.fstar:
+        if self.use_fstar and value < rho * self.fstar:
             self.fstar = max(value / (2 * rho), self.lb)
         polyak = max(value - rho * self.fstar, 0.0) / slope if slope > 0 else 0.0
         tau = min(alpha / rho, polyak)
-        self.polyak = polyak * rho
-        if self.use_fstar is True:
+        if self.use_fstar:
             self.fstar = max((h - 0.5 * tau * n) / rho, self.lb)
         for i, group in enumerate(self.params):
             for j, x in enumerate(group):
@@ -123,9 +102,6 @@ class Reference:
         self.tau = tau
 
     def _direction(self, i, j):
-        return self._preconditioned(i, j, self.d[i][j])
-
-    def _preconditioned(self, i, j, vector):
         if self.beta2 is None:
-            return vector
-        return vector / (np.sqrt(self.v[i][j] / (1 - self.beta2**self.k)) + self.eps)
+            return self.d[i][j]
+        return self.d[i][j] / (np.sqrt(self.v[i][j] / (1 - self.beta2**self.k)) + self.eps)

@@ -5,8 +5,9 @@ written by hand, with DeepSpeed even the place where the step itself is taken. S
 An Accelerator without a MoMo optimizer behaves as before.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -54,10 +55,11 @@ def momo_metrics(optimizer: Any) -> dict[str, float]:
         optimizer: a MoMo optimizer, prepared by accelerate or not.
 
     Returns:
-        `momo/effective_lr` (τρ, comparable with the lr of Adam or SGD; of the group with the largest `lr`),
-        `momo/polyak_lr` (the same without the cap), `momo/lb` (the lower bound in use), `momo/loss_avg` (the losses as
-        they were, averaged with β and corrected for the start; during a search the last one), `momo/skipped` (steps
-        dropped so far because something was not finite); an empty dict for another optimizer.
+        `momo/effective_lr` (τρ, comparable with the lr of Adam or SGD; of the group with the largest `lr`), `momo/cap`
+        (its upper bound, after the schedule; while a search for it goes on, the size of its steps), `momo/polyak_lr` (the
+        step size without the cap), `momo/lb` (the lower bound in use), `momo/loss_avg` (the losses as they were, averaged
+        with β and corrected for the start; during a search the last one), `momo/skipped` (steps dropped so far because
+        something was not finite); an empty dict for another optimizer.
     """
     optimizer = unwrap_optimizer(optimizer)
     if optimizer is None:
@@ -65,15 +67,15 @@ def momo_metrics(optimizer: Any) -> dict[str, float]:
     group = optimizer.param_groups[0]
     names = ("polyak_lr", "fstar", "raw_loss_avg", "step", "skipped")
     effective_lr = torch.stack([g["effective_lr"] for g in optimizer.param_groups]).max()
-    values = torch.stack([effective_lr, *(group[name] for name in names)]).tolist()
-    effective_lr, polyak_lr, fstar, loss_avg, step, skipped = values
+    values = torch.stack([effective_lr, optimizer.cap(), *(group[name] for name in names)]).tolist()
+    effective_lr, cap, polyak_lr, fstar, loss_avg, step, skipped = values
     beta = group["beta"] if "beta" in group else group["betas"][0]
     rho = 1 - beta**step if group["bias_correction"] and step > 0 else 1.0
-    search = optimizer.search
-    if search is not None and search.cap is None and search.losses:
-        loss_avg, rho = search.losses[-1], 1.0
+    if optimizer.searching and (losses := optimizer.search.losses):
+        loss_avg, rho, polyak_lr = losses[-1], 1.0, effective_lr
     return {
         "momo/effective_lr": effective_lr,
+        "momo/cap": cap,
         "momo/polyak_lr": polyak_lr,
         "momo/lb": fstar,
         "momo/loss_avg": loss_avg / rho,
@@ -230,6 +232,38 @@ def _step(original: Callable) -> Callable:
     return step
 
 
+@contextlib.contextmanager
+def averaged_weights(*optimizers: Any, keep: bool = True) -> Iterator[None]:
+    """Have the averaged weights in the parameters for a while, where MoMo optimizers average.
+
+    Args:
+        optimizers: of any kind, prepared or not.
+        keep: keep a copy of the parameters meanwhile, so that they come back bit for bit: perhaps one process of several
+            saves, and the others change nothing. Without, they come back as those of a run that is resumed from x.
+    """
+    training = [o for o in map(unwrap_optimizer, optimizers) if o is not None and o.averages and o.trains]
+    params = [p for o in training if keep for group in o.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in params]
+    for optimizer in training:
+        optimizer.eval()
+    try:
+        yield
+    finally:
+        for optimizer in training:
+            optimizer.train()
+        with torch.no_grad():
+            for p, value in zip(params, before):
+                p.copy_(value)
+
+
+def _save_model(original: Callable) -> Callable:
+    def save_model(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
+        with averaged_weights(*self._optimizers):
+            return original(self, *args, **kwargs)
+
+    return save_model
+
+
 def _by_hand(self: AcceleratedOptimizer, name: str) -> Any:
     """What a prepared optimizer has not itself: `set_loss` and its like and `search`, where there is a MoMo optimizer inside."""
     optimizer = unwrap_optimizer(self.__dict__.get("optimizer")) if name in BY_HAND else None
@@ -246,6 +280,7 @@ def install() -> None:
         (Accelerator, "clip_grad_value_", _clip_grad_value_),
         (Accelerator, "prepare_model", _prepare_model),
         (Accelerator, "prepare_optimizer", _prepare_optimizer),
+        (Accelerator, "save_model", _save_model),
         (AcceleratedOptimizer, "step", _step),
     ):
         wrap_once(owner, name, wrap)

@@ -8,15 +8,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
 from momo_hf.integrations.learning_rate import warning_at_end, warning_at_start
+from momo_hf.integrations.search_report import SearchReport
 from momo_hf.optim import MomoOptimizer
-from momo_hf.optim.search import STEPS
 
 
 logger = logging.getLogger(__name__)
 
 
 class MomoCallback(TrainerCallback):
-    """Adds MoMo's numbers to the training logs, warns of a mis-set `learning_rate`, sums up at the end.
+    """Adds MoMo's numbers to the training logs, warns of a mis-set `learning_rate`, sums up at the end; and writes what a
+    search for the cap has seen into `output_dir`, as `search.json` and `search.png`.
 
     Every Trainer with a MoMo optimizer gets one by itself, before its trackers. It reads the device at the logging steps
     only.
@@ -26,6 +27,7 @@ class MomoCallback(TrainerCallback):
         self._before = (0.0, 0.0)  # steps and capped steps at the last log
         self._effective_lrs: list[float] = []
         self._warned = False
+        self._report: SearchReport | None = None
 
     def on_train_begin(
         self,
@@ -41,10 +43,17 @@ class MomoCallback(TrainerCallback):
         if optimizer is None:
             return
         self._before = self._counts(optimizer)
+        self._report = SearchReport(optimizer, args.output_dir, state.is_world_process_zero)
         message = warning_at_start(args, optimizer, model)
         self._warned = message is not None
         if message is not None and state.is_world_process_zero:
             logger.warning(message)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._report is not None:
+            self._report.after_step()
 
     def on_log(
         self,
@@ -63,7 +72,10 @@ class MomoCallback(TrainerCallback):
         steps, capped = (now - before for now, before in zip(counts, self._before))
         self._before = counts
         metrics["momo/capped"] = capped / steps if steps else 0.0
-        self._effective_lrs.append(metrics["momo/effective_lr"])
+        if not optimizer.searching:
+            self._effective_lrs.append(metrics["momo/effective_lr"])
+        if optimizer.search is not None and "learning_rate" in logs:
+            metrics["learning_rate"] = metrics["momo/cap"]  # the schedule's number is but a share of the cap
         logs.update(metrics)
         state.log_history[-1].update(metrics)
 
@@ -76,25 +88,24 @@ class MomoCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         optimizer = unwrap_optimizer(optimizer)
-        if optimizer is None or not state.is_world_process_zero:
+        if optimizer is None:
             return
-        search = optimizer.search
-        if search is not None and search.cap is None and search.steps > 0:
-            logger.warning(
-                f"Training ended after {search.steps} steps of the search for the cap, before anything was learnt, and the "
-                f"weights are in the middle of it. It takes {STEPS} steps at most: train longer, or give a learning rate."
-            )
+        optimizer.eval()  # what is done with the model from now on is done with the averaged weights
+        if self._report is not None:
+            self._report.at_end()
         steps, capped = self._counts(optimizer)
-        if steps == 0:
+        if not state.is_world_process_zero or steps == 0:
             return
         metrics = momo_metrics(optimizer)
         lrs = torch.tensor(self._effective_lrs or [metrics["momo/effective_lr"]])
         where = "at the logging steps" if self._effective_lrs else "at the last step"
+        search = optimizer.search
+        found = "" if search is None else f" The cap, {search.cap:.2g}, was found in {search.steps} steps before."
         advice = "" if self._warned else warning_at_end(optimizer, capped / steps)
         logger.warning(
             f"{type(optimizer).__name__} used step sizes from {lrs.min():.2e} to {lrs.max():.2e}, median "
             f"{lrs.median():.2e} ({where}); the cap decided {capped / steps:.0%} of {steps:.0f} steps, and "
-            f"{metrics['momo/skipped']:.0f} were skipped.{advice}"
+            f"{metrics['momo/skipped']:.0f} were skipped.{found}{advice}"
         )
 
     @staticmethod

@@ -31,6 +31,11 @@ def connect(engine: Any, optimizer: MomoOptimizer) -> Any:
             "MoMo does not run under DeepSpeed with ZeRO stage 0, which is plain data parallelism: set "
             '`"zero_optimization": {"stage": 1}` in the DeepSpeed config, or launch with configs/accelerate/ddp.yaml.'
         )
+    if optimizer.averages:
+        raise ValueError(
+            "averaging=True does not run under DeepSpeed: ZeRO keeps its own copy of the weights, and the averaged ones "
+            "would never reach the model. Leave averaging out, or launch with configs/accelerate/fsdp2.yaml."
+        )
     zero = engine.optimizer
     groups = len(optimizer.param_groups)
     if groups > 1:

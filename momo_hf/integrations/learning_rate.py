@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
 
-from momo_hf.optim import MomoAdam, MomoAdamAuto, MomoOptimizer
+from momo_hf.optim import MomoAdam, MomoOptimizer
 
 
 # Below this a learning rate is one for fine-tuning.
@@ -32,10 +32,15 @@ def were_loaded(args: TrainingArguments) -> bool:
     return not any(getattr(args, name) is default for name, default in defaults.items())
 
 
-def cap_of(optimizer: MomoOptimizer) -> float:
-    """The largest `lr` of the groups before any schedule; with `lr="auto"`, times the cap that was found, or is tried."""
-    lr, search = max(float(group["base_lr"]) for group in optimizer.param_groups), optimizer.search
-    return lr if search is None else lr * (search.cap or max(search.step_sizes, default=0.0))
+def cap_of(optimizer: MomoOptimizer) -> float | None:
+    """The upper bound of the step size before any schedule: what a search has found, None while it goes on, or `lr`.
+
+    Of several groups it is that of the largest `lr`. The device is read.
+    """
+    lr = max(float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups)
+    if (search := optimizer.search) is None:
+        return lr
+    return None if search.cap is None else lr * search.cap
 
 
 def warning_at_start(args: TrainingArguments, optimizer: MomoOptimizer, model: Any) -> str | None:
@@ -46,23 +51,23 @@ def warning_at_start(args: TrainingArguments, optimizer: MomoOptimizer, model: A
         optimizer: the MoMo optimizer itself, without wrappers.
         model: the Trainer's.
     """
+    alone = left_alone(args)
+    kind = next((c.__name__ for c in type(args).__mro__ if vars(c).get("learning_rate") == args.learning_rate), "")
     if optimizer.search is not None:
-        return None
+        if not alone or not were_loaded(args):
+            return None
+        return (
+            f"The arguments were loaded, so nobody knows whether learning_rate={args.learning_rate:g}, the default of "
+            f"{kind}, was chosen. It is taken as left alone, and the upper bound of the step size is searched for; for "
+            "another bound give a number that differs from the default."
+        )
     cap = cap_of(optimizer)
-    if left_alone(args):
-        kind = next(c.__name__ for c in type(args).__mro__ if vars(c).get("learning_rate") == args.learning_rate)
-        if cap == args.learning_rate:
-            return (
-                f"learning_rate was left at {cap:g}, the default of {kind}. For MoMo it is the upper bound of the step "
-                "size: right for fine-tuning a pretrained model, far too low for training from scratch; there, "
-                f"{advice(optimizer)}."
-            )
-        if isinstance(optimizer, MomoAdamAuto) and were_loaded(args):
-            return (
-                f"The arguments were loaded, so nobody knows whether learning_rate={args.learning_rate:g}, the default of "
-                f"{kind}, was chosen. {type(optimizer).__name__} takes it as left alone, and {cap:g} as the upper bound "
-                "of the step size; for another bound give a number that differs from the default."
-            )
+    if alone and cap == args.learning_rate:
+        return (
+            f"learning_rate was left at {cap:g}, the default of {kind}. For MoMo it is the upper bound of the step "
+            "size: right for fine-tuning a pretrained model, far too low for training from scratch; there, "
+            f"{advice(optimizer)}."
+        )
     if cap < FINE_TUNING and is_new(model):
         return (
             f"The upper bound of the step size, learning_rate={cap:g}, is one for fine-tuning, and this model is new: it "
@@ -72,7 +77,7 @@ def warning_at_start(args: TrainingArguments, optimizer: MomoOptimizer, model: A
 
 
 def warning_at_end(optimizer: MomoOptimizer, capped: float) -> str:
-    """What to say after training; empty if the cap decided less than nearly all steps, or was found by a search.
+    """What to say after training; empty if the cap was searched for, or decided less than nearly all steps.
 
     Args:
         optimizer: the MoMo optimizer itself, without wrappers.
@@ -87,12 +92,10 @@ def warning_at_end(optimizer: MomoOptimizer, capped: float) -> str:
 
 
 def advice(optimizer: MomoOptimizer) -> str:
-    """What to try where the cap is too low."""
+    """What to try where a cap that was given is too low."""
     cap, lr = cap_of(optimizer), inspect.signature(type(optimizer)).parameters.get("lr")
     default = 0.0 if lr is None or lr.default is lr.empty else lr.default
-    if isinstance(optimizer, MomoAdamAuto):
-        return "leave learning_rate alone" if cap < default else f"raise learning_rate above {cap:g}"
-    preset = 'optim="momo_adam_auto", which needs none'
+    preset = 'optim="momo_adam_auto" without a learning_rate, which searches for it'
     if cap >= default:
         return f"raise learning_rate above {cap:g}, or try {preset}"
     for_transformers = " (for a transformer 0.001 and a warmup)" if isinstance(optimizer, MomoAdam) else ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from momo_hf.integrations.accelerate import unwrap_optimizer
 from momo_hf.integrations.learning_rate import cap_of
-from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
+from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
 
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 
-NAMES = {Momo: "MoMo", MomoAdam: "MoMo-Adam", MomoAdamAuto: "MoMo-Adam without a learning rate to choose"}
+NAMES = {Momo: "MoMo", MomoAdam: "MoMo-Adam"}
 # Arguments that are said otherwise, or change how a step is computed and not what it is.
 NOT_LISTED = ("params", "lr", "foreach", "compile")
 
@@ -27,7 +27,7 @@ def extract_hyperparameters(original: Callable) -> Callable:
         optimizer = unwrap_optimizer(trainer.optimizer)
         if optimizer is not None:
             hyperparameters["optimizer"] = describe(optimizer)
-            hyperparameters["learning_rate"] = cap_of(optimizer)
+            hyperparameters["learning_rate"] = cap_of(optimizer) or "auto"
         return hyperparameters
 
     return extract_hyperparameters_from_trainer
@@ -42,4 +42,7 @@ def describe(optimizer: MomoOptimizer) -> str:
     cls, group = type(optimizer), optimizer.param_groups[0]
     names = [name for name in inspect.signature(cls).parameters if name in group and name not in NOT_LISTED]
     options = ", ".join(f"{name}={group[name]}" for name in names)
-    return f"{NAMES.get(cls, cls.__name__)} (momo_hf) with step sizes up to {cap_of(optimizer):g}, {options}"
+    cap, search = cap_of(optimizer), optimizer.search
+    sizes = "step sizes that grow, in search of their bound" if cap is None else f"step sizes up to {cap:g}"
+    found = f", found by a search in the first {search.steps} steps" if search is not None and cap is not None else ""
+    return f"{NAMES.get(cls, cls.__name__)} (momo_hf) with {sizes}{found}, {options}"

@@ -1,11 +1,18 @@
 """`optim="momo"` and the like as names that transformers knows; imported as soon as it has its own."""
 
+from typing import Any
+
 from transformers.training_args import OptimizerNames
 
-from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto, MomoOptimizer
+from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
 
 
-METHODS: dict[str, type[MomoOptimizer]] = {"momo": Momo, "momo_adam": MomoAdam, "momo_adam_auto": MomoAdamAuto}
+# What a name makes: a class, and options that the arguments go on top of.
+METHODS: dict[str, tuple[type[MomoOptimizer], dict[str, Any]]] = {
+    "momo": (Momo, {}),
+    "momo_adam": (MomoAdam, {}),
+    "momo_adam_auto": (MomoAdam, {"lr": "auto", "averaging": True}),
+}
 
 
 def register_names() -> None:

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments, modelcard
 
-from momo_hf.integrations.accelerate import unwrap_optimizer
+from momo_hf.integrations.accelerate import averaged_weights, unwrap_optimizer
 from momo_hf.integrations.callback import MomoCallback
 from momo_hf.integrations.learning_rate import left_alone
 from momo_hf.integrations.model_card import extract_hyperparameters
 from momo_hf.integrations.names import METHODS
 from momo_hf.integrations.smoothing import watch_smoothing
 from momo_hf.integrations.wrapping import wrap_once
-from momo_hf.optim import MomoAdamAuto, MomoOptimizer
+from momo_hf.optim import MomoOptimizer
+from momo_hf.optim.searching import AUTO
 
 
 logger = logging.getLogger(__name__)
@@ -28,10 +29,9 @@ def momo_kwargs(args: TrainingArguments, cls: type[MomoOptimizer]) -> dict[str, 
     """Translate TrainingArguments into the arguments of a MoMo optimizer.
 
     Args:
-        args: `learning_rate`, `weight_decay`, `adam_beta1`, `adam_beta2`, `adam_epsilon` and `optim_args` are used.
+        args: `learning_rate`, `weight_decay`, `adam_beta1`, `adam_beta2`, `adam_epsilon` and `optim_args` are used;
+            with "lr=auto" in `optim_args` the optimizer searches for its cap, and `learning_rate` is not used.
         cls: the optimizer class.
-
-    For `MomoAdamAuto` a `learning_rate` that was left alone means the default of the optimizer, which needs no choice.
 
     Returns:
         Keyword arguments for `cls`, for `Trainer(optimizer_cls_and_kwargs=(cls, momo_kwargs(args, cls)))`.
@@ -52,18 +52,19 @@ def momo_kwargs(args: TrainingArguments, cls: type[MomoOptimizer]) -> dict[str, 
             f"optim_target_modules={args.optim_target_modules!r} names the layers for low-rank projections, which "
             f"{cls.__name__} does not make. Leave it out; to train some of the layers only, freeze the others."
         )
-    if issubclass(cls, MomoAdamAuto) and left_alone(args):
-        del named["lr"]
     kwargs = {name: value for name, value in named.items() if name in signature}
-    free = {name: p for name, p in signature.items() if name not in (*named, "lr", "params")}
+    free = {name: p for name, p in signature.items() if name not in (*named, "params")}
     for item in filter(None, (args.optim_args or "").replace(" ", "").split(",")):
         key, _, text = item.partition("=")
-        if key not in free:
+        if key == "lr" and text == AUTO:
+            kwargs["lr"] = AUTO
+        elif key not in free:
             raise ValueError(
-                f"`optim_args` has no key {key!r} for {cls.__name__}; it takes {', '.join(free)}. The learning rate, "
-                "weight decay, betas and epsilon are TrainingArguments of their own."
+                f"`optim_args` has no key {key!r} for {cls.__name__}; it takes lr={AUTO}, {', '.join(free)}. A learning "
+                "rate, weight decay, betas and epsilon are TrainingArguments of their own."
             )
-        kwargs[key] = _typed(key, text, free[key].annotation)
+        else:
+            kwargs[key] = _typed(key, text, free[key].annotation)
     return kwargs
 
 
@@ -80,8 +81,22 @@ def _typed(key: str, text: str, annotation: Any) -> bool | float | str:
         raise ValueError(f"`optim_args`: {key} must be {kind}, got {text!r}.") from None
 
 
-def _kwargs_by_name(cls: type[MomoOptimizer], args: TrainingArguments, model: Any) -> dict[str, Any]:
-    kwargs = momo_kwargs(args, cls)
+def _kwargs_by_name(
+    cls: type[MomoOptimizer], preset: dict[str, Any], args: TrainingArguments, model: Any
+) -> dict[str, Any]:
+    kwargs, say = {**preset, **momo_kwargs(args, cls)}, logger.warning if args.process_index == 0 else logger.debug
+    if kwargs["lr"] == AUTO and not left_alone(args):
+        say(f"learning_rate={args.learning_rate:g} is not used: optim_args asks for a search, lr={AUTO}.")
+    elif preset.get("lr") == AUTO and left_alone(args):
+        kwargs["lr"] = AUTO
+    elif preset.get("lr") == AUTO and kwargs["lr"] != AUTO:
+        say(
+            f"learning_rate={args.learning_rate:g} was given, so it is the upper bound of the step size, and none is "
+            "searched for. Leave learning_rate out to have it found."
+        )
+    if args.deepspeed_plugin is not None and preset.get("averaging"):
+        kwargs["averaging"] = False
+        say("Under DeepSpeed the iterates are not averaged, so take a schedule that decays, such as linear.")
     if args.deepspeed_plugin is not None and model is not None:
         # ZeRO steps on every group by itself, and one step size for all needs a single one.
         kwargs["params"] = [p for p in model.parameters() if p.requires_grad]
@@ -95,8 +110,11 @@ def _kwargs_by_name(cls: type[MomoOptimizer], args: TrainingArguments, model: An
 
 def _get_optimizer_cls_and_kwargs(original: Callable) -> Callable:
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: Any = None) -> tuple[Any, dict[str, Any]]:
-        cls = METHODS.get(getattr(args.optim, "value", args.optim))
-        return original(args, model) if cls is None else (cls, _kwargs_by_name(cls, args, model))
+        name = getattr(args.optim, "value", args.optim)
+        if name not in METHODS:
+            return original(args, model)
+        cls, preset = METHODS[name]
+        return cls, _kwargs_by_name(cls, preset, args, model)
 
     return get_optimizer_cls_and_kwargs
 
@@ -125,10 +143,41 @@ def _then_equip(original: Callable) -> Callable:
     return create
 
 
+def _save_model(original: Callable) -> Callable:
+    def save_model(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        with averaged_weights(self.optimizer):
+            return original(self, *args, **kwargs)
+
+    return save_model
+
+
+def _save_checkpoint(original: Callable) -> Callable:
+    def save_checkpoint(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        with averaged_weights(self.optimizer, keep=False):
+            return original(self, *args, **kwargs)
+
+    return save_checkpoint
+
+
+def _load_best_model(original: Callable) -> Callable:
+    def load_best_model(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        # Training is over. In train mode, what is loaded would be taken for the point of gradients.
+        if (optimizer := unwrap_optimizer(self.optimizer)) is not None:
+            optimizer.eval()
+        return original(self, *args, **kwargs)
+
+    return load_best_model
+
+
 def equip_trainers() -> None:
-    """Equip every Trainer when it creates its optimizer or, where its class does that itself, its scheduler."""
+    """Equip every Trainer when it creates its optimizer or, where its class does that itself, its scheduler; and save the
+    averaged weights where iterates are averaged, in checkpoints beside a state of the same mode.
+    """
     wrap_once(Trainer, "create_optimizer", _then_equip)
     wrap_once(Trainer, "create_scheduler", _then_equip)
+    wrap_once(Trainer, "save_model", _save_model)
+    wrap_once(Trainer, "_save_checkpoint", _save_checkpoint)
+    wrap_once(Trainer, "_load_best_model", _load_best_model)
     wrap_once(modelcard, "extract_hyperparameters_from_trainer", extract_hyperparameters)
 
 

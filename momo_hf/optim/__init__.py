@@ -3,7 +3,6 @@
 from momo_hf.optim.base import MomoOptimizer
 from momo_hf.optim.momo import Momo
 from momo_hf.optim.momo_adam import MomoAdam
-from momo_hf.optim.momo_adam_auto import MomoAdamAuto
 
 
-__all__ = ["Momo", "MomoAdam", "MomoAdamAuto", "MomoOptimizer"]
+__all__ = ["Momo", "MomoAdam", "MomoOptimizer"]

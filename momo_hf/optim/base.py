@@ -1,7 +1,7 @@
 """What every MoMo method shares: parameter groups, the two passes over the parameters, the state."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -11,20 +11,21 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from momo_hf.compat import untraced
-from momo_hf.optim.buckets import Bucket, sort_into_buckets
+from momo_hf.optim.averaging import Averaging, check_averaging
 from momo_hf.optim.checkpoints import take_back, with_defaults, with_starts
 from momo_hf.optim.checks import NO_LOSS, check_group, check_one_model
 from momo_hf.optim.intake import LossIntake
 from momo_hf.optim.method import Method
-from momo_hf.optim.model import ModelState, Step, acceptable, average_weight, next_step, with_drift
+from momo_hf.optim.model import ModelState, Step, with_drift
+from momo_hf.optim.modelling import Modelling
 from momo_hf.optim.movement import Movement
-from momo_hf.optim.passes import finite_gradients, inner_products, prepare, write
+from momo_hf.optim.scalars import Vectors, scalar
 from momo_hf.optim.searching import Searching, check_origins
-from momo_hf.optim.sharding import Layout, layouts_of, local, whole
+from momo_hf.optim.sharding import Layout, local
 from momo_hf.optim.watch import Watch
 
 
-class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
+class MomoOptimizer(Method, Modelling, Searching, Averaging, LossIntake, Optimizer):
     """Base class of the MoMo methods: momentum, loss, step size and state. A method adds its preconditioner.
 
     A method names its `buffers` and says how a gradient enters them (`update_buffers`) and what D^{-1} does to a vector
@@ -36,6 +37,8 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
     NumPy or another view that has no part in the tensor's version, and `torch._foreach_` functions on DTensors.
 
     A step is a transaction (see `kernels`): it writes all, or nothing where loss or gradients were not finite.
+
+    With `averaging=True` in the defaults the iterates are averaged instead of the gradients, see `Averaging`.
 
     With `lr="auto"` the first steps, 13 to 60, find the cap (see `search`), and then the weights go back to where they
     began, once. `Searching` says what that means for what else looks at the weights.
@@ -50,10 +53,12 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
         return super().__new__(cls)
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        common = {"divide": True, "use_fstar": False, "slope": "momentum", "foreach": None, "compile": False}
+        common = {"divide": True, "use_fstar": False, "averaging": False}
+        common |= {"foreach": None, "compile": False}
         defaults = {**common, "bias_correction": "betas" in defaults, **defaults}
         self._watch = Watch()
         self._movement = Movement()
+        self._vectors = Vectors()
         # Where plain tensors are parts of flat partitions (ZeRO): the processes that hold the other parts.
         self.shard_group: dist.ProcessGroup | None = None
         super().__init__(params, defaults)
@@ -61,6 +66,7 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
     def check_options(self, group: dict[str, Any]) -> None:
         """Raise a ValueError that names the option, its value and the fix, for a group whose options are wrong."""
         check_group(group)
+        check_averaging(group)
 
     def set_lb(self, lb: float) -> None:
         """Change the lower bound of the loss, in all groups, to a finite number that the loss never falls below."""
@@ -94,6 +100,7 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
             TypeError: the loss was given by position, where torch's optimizers take the closure.
             RuntimeError: no loss was given since the last step; a gradient is sparse or complex.
         """
+        self._check_mode()
         if closure is not None:
             if not callable(closure):
                 raise TypeError(
@@ -110,6 +117,7 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
         if given is None:
             if self._is_state_probe():
                 self._init_state()
+                self._probed = True
                 return None
             raise RuntimeError(NO_LOSS.format(name=type(self).__name__))
         searching = self.search_goes_on()
@@ -118,65 +126,15 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
             self._search_step(given, clip_factor)
             return loss if loss is not None else given
 
-        state = self._model_state()
-        like, step = state.step, state.step + 1
-        group = self.param_groups[0]
-        beta, corrected = self._beta(group), group["bias_correction"]
-        weight = average_weight(step, beta, corrected)
-
-        params = self._params()
-        places = layouts_of(params, self.shard_group)
-        layouts = self._layouts(params, places)
-        buckets = sort_into_buckets(
-            self.param_groups, self.state, ("exp_avg", *self.buffers), self._option_names(), places
-        )
-        given = self._scalar(given, like)
-        clip_factor = None if clip_factor is None else self._scalar(clip_factor, like).clamp(max=1.0)
-        rates = self._rates(like, step)
-        usable = acceptable(given, *rates, clip_factor)
-        finite = self._finite(clip_factor, whole_norm, buckets, layouts, like)
-        if finite is not None:
-            usable = usable & finite
-        kernels = prepare(type(self), buckets, weight, step, None if finite is None else usable)
-        strayed = self._movement.since_last_step(params, kernels, layouts, like)
-        dual_norm_sq, overlap, sample_norm_sq, grad_norm_sq, strayed = inner_products(
-            kernels, strayed, len(self.param_groups), step
-        )
-        state, update = next_step(
-            state,
-            given,
-            dual_norm_sq,
-            overlap,
-            sample_norm_sq if group["slope"] == "gradient" else None,
-            grad_norm_sq,
-            strayed,
-            *rates,
-            usable,
-            lb=group["lb"],
-            beta=beta,
-            bias_correction=corrected,
-            use_fstar=group["use_fstar"],
-            divide=group["divide"],
-            clip_factor=clip_factor,
-        )
-        found = write(kernels, update, layouts, step)
-        self._keep(with_drift(state, self._movement.after_step(params, found, layouts)))
-        self._show(update)
+        like = self._model_state().step
+        value = scalar(given, like)
+        clip_factor = None if clip_factor is None else scalar(clip_factor, like).clamp(max=1.0)
+        if self.averages:
+            self._averaged_step(value, clip_factor, *self._rates(like))
+        else:
+            self._modelled_step(value, clip_factor, whole_norm, *self._rates(like))
         self._watch.after_step(self.param_groups[0])
         return loss if loss is not None else given
-
-    @staticmethod
-    def _finite(
-        clip_factor: Tensor | None,
-        whole_norm: bool,
-        buckets: list[Bucket],
-        layouts: Iterable[Layout | None],
-        like: Tensor,
-    ) -> Tensor | None:
-        """Whether the gradients are finite, 0-dim; None if only all processes together know."""
-        if whole_norm:
-            return clip_factor > 0  # 0 where the norm was infinite
-        return finite_gradients(buckets, like) if all(layout is None for layout in layouts) else None
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -191,23 +149,14 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
             layouts[layout] = layouts.get(layout, False) or dtype.itemsize < 4
         return layouts
 
-    def _rates(self, like: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """α, α before any schedule, and λ of all groups, for step k."""
-        lr, base_lr, weight_decay = self._per_group(("lr", "base_lr", "weight_decay"), like)
-        return self._capped(lr, step), base_lr, weight_decay
+    def _rates(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """α and λ of all groups, for the coming step."""
+        lr = self._undecayed(self._per_group("lr", like))
+        return self._capped(lr, like + 1), self._per_group("weight_decay", like)
 
-    def _per_group(self, options: tuple[str, ...], like: Tensor) -> tuple[Tensor, ...]:
-        """Each option of all groups as a vector, without a read-back where it is a tensor."""
-        values = [group[option] for option in options for group in self.param_groups]
-        if any(isinstance(value, Tensor) for value in values):
-            made = torch.stack([self._scalar(value, like) for value in values])
-        else:
-            made = torch.tensor(values, dtype=like.dtype, device=like.device)
-        return made.view(len(options), -1).unbind()
-
-    @staticmethod
-    def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
-        return torch.as_tensor(whole(value), dtype=like.dtype, device=like.device).reshape(())
+    def _per_group(self, option: str, like: Tensor) -> Tensor:
+        """An option of all groups as a vector, without a read-back where it is a tensor."""
+        return self._vectors.of(self.param_groups, option, like)
 
     @staticmethod
     def _beta(group: dict[str, Any]) -> float:
@@ -236,7 +185,6 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
         if group is head:
             group["fstar"] = torch.full_like(group["fstar"], group["lb"])
         group.setdefault("effective_lr", torch.zeros_like(head["step"]))
-        group.setdefault("base_lr", float(group["lr"]))
 
     def _home(self) -> torch.device:
         """Where the scalars live: with the first parameter that has memory."""
@@ -258,6 +206,8 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
         dtype = torch.float64 if wide else torch.float32
         self._keep(ModelState(*(value.to(dtype) for value in self._model_state())))
         self._widen_search(dtype)
+        if self.averages:
+            self._widen_averages(dtype)
 
     def _show(self, update: Step) -> None:
         """Write `effective_lr` for whoever logs; a skipped step leaves the one before it."""
@@ -272,8 +222,9 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
         late = {"start": self.param_groups[0]["step"].clone()} if running else {}
         for p in fresh:
             dtype = torch.promote_types(p.dtype, torch.float32)
-            zeros = {name: torch.zeros_like(p, dtype=dtype) for name in ("exp_avg", *self.buffers)}
-            self.state[p] = zeros | late | self._origin_of(p)
+            names = ("exp_avg", *self.buffers) if self._searching else self._entries
+            zeros = {name: torch.zeros_like(p, dtype=dtype) for name in names}
+            self.state[p] = zeros | self._origin_of(p) | self._first_iterates(p) | late
 
     def _is_state_probe(self) -> bool:
         """torch.distributed.checkpoint asks for initialised state by a step with lr 0 and zero gradients."""
@@ -296,18 +247,21 @@ class MomoOptimizer(Method, Searching, LossIntake, Optimizer):
         Raises:
             ValueError: the state was not saved by this method.
         """
-        defaults, names = {name: self.defaults[name] for name in self._option_names()}, ("exp_avg", *self.buffers)
+        defaults, names = {name: self.defaults[name] for name in self._option_names()}, self._entries
         state_dict = with_defaults(type(self).__name__, state_dict, defaults, names)
         check_origins(state_dict)
         super().load_state_dict(state_dict)
         self._widen()
-        take_back(self.state, self._params(), state_dict, names, self.param_groups[0]["step"])
+        take_back(self.state, self._params(), state_dict, self.param_groups[0]["step"])
+        self._fit_entries()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # Loading a state comes here too: old counts are no news then, and how the parameters were left is not known any
         # more. The loss of gradients that stay, and who keeps it, stay too.
         self._watch, self._movement = Watch(self.param_groups[0]), Movement()
+        self._vectors = Vectors()
+        self._probed = False
         self._resume_search()
         self.__dict__.setdefault("shard_group", None)
 

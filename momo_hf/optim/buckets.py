@@ -13,7 +13,8 @@ from momo_hf.optim.sharding import Layout, dtensor_type, local, same_layout_grad
 # Options that every method has. A method is given only its own ones, which stay the same from step to step, so that a
 # compiled pass is not compiled anew when the lr changes.
 SHARED_BY_METHODS = (
-    "lr", "weight_decay", "lb", "beta", "bias_correction", "use_fstar", "divide", "slope", "foreach", "compile",
+    "lr", "weight_decay", "lb", "beta", "bias_correction", "use_fstar", "divide", "foreach", "compile",
+    "averaging",
 )  # fmt: skip
 
 
@@ -56,11 +57,6 @@ class Bucket:
     @property
     def decays(self) -> bool:
         return self.group["weight_decay"] != 0
-
-    @property
-    def sampled(self) -> bool:
-        """Whether the slope of the samples is asked for."""
-        return self.group["slope"] == "gradient"
 
     @property
     def empty(self) -> "Bucket":

@@ -11,6 +11,10 @@ from momo_hf.optim.model import ModelState
 from momo_hf.optim.ramp import ORIGIN
 
 
+# What a parameter's state may have: "start" where it joined late, the others by averaging and search.
+OPTIONAL = ("start", "y", "exp_avg", ORIGIN)
+
+
 def with_starts(state_dict: dict[str, Any], step: Tensor) -> dict[str, Any]:
     """A state with the number of steps before the first gradient for every parameter, not for late ones alone.
 
@@ -30,7 +34,6 @@ def take_back(
     state: MutableMapping[Tensor, dict[str, Tensor]],
     params: list[Tensor],
     state_dict: dict[str, Any],
-    names: Iterable[str],
     step: Tensor,
 ) -> None:
     """Mend a state that torch has loaded: buffers in float32 where it would cast them, and one start for all alike.
@@ -39,7 +42,6 @@ def take_back(
         state: the state of the optimizer.
         params: its parameters, in the order of the groups.
         state_dict: what was loaded.
-        names: the entries of the state that the method works on.
         step: k, for dtype and device.
     """
     starts: dict[float, Tensor] = {}
@@ -48,7 +50,8 @@ def take_back(
             continue
         saved = state_dict["state"][key]
         if p.dtype in (torch.float16, torch.bfloat16):
-            for name in names:
+            # What was left out of the state has no use here.
+            for name in state[p].keys() - {"start"}:
                 state[p][name] = saved[name].to(device=p.device, dtype=torch.float32, copy=True)
         state[p].pop("start", None)
         start = float(saved.get("start", 0.0))
@@ -65,12 +68,17 @@ def with_defaults(
         name: the class that is to load it.
         state_dict: as `Optimizer.state_dict()` made it.
         defaults: the options of the class.
-        buffers: what every parameter's state must have; "start" and the origin of a search may be there too,
-            and nothing else.
+        buffers: what every parameter's state must have; what is in `OPTIONAL` may be there too, and nothing else.
 
     Raises:
-        ValueError: another method saved it.
+        ValueError: another method saved it, or this one with or without averaging, as it is not here.
     """
+    averaged = {group.get("averaging", False) for group in state_dict["param_groups"]}
+    if averaged != {defaults["averaging"]}:
+        raise ValueError(
+            f"This state was saved with averaging={not defaults['averaging']}, and this {name} has "
+            f"averaging={defaults['averaging']}: build it as the one that was saved."
+        )
     needed = ["step", "loss_avg", "drift", "fstar", "lr", "beta" if "beta" in defaults else "betas"]
     missing = [key for key in needed if any(key not in group for group in state_dict["param_groups"])]
     if missing:
@@ -80,7 +88,7 @@ def with_defaults(
         )
     expected = set(buffers)
     for entry in state_dict["state"].values():
-        if set(entry) - {"start", ORIGIN} != expected:
+        if not expected <= set(entry) <= expected | set(OPTIONAL):
             raise ValueError(
                 f"This state was not saved by {name}: a parameter has {sorted(entry)}, expected {sorted(expected)}. "
                 "Load it into the optimizer that saved it."
@@ -88,5 +96,5 @@ def with_defaults(
     groups = []
     for group in state_dict["param_groups"]:
         zeros = {key: torch.zeros_like(group["step"]) for key in (*ModelState._fields, "effective_lr")}
-        groups.append({**defaults, **zeros, "base_lr": float(group["lr"]), **group})
+        groups.append({**defaults, **zeros, **group})
     return {**state_dict, "param_groups": groups}

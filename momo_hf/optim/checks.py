@@ -14,7 +14,7 @@ NO_LOSS = (
     "Without accelerate, several processes have to average it first."
 )
 # Options that describe the one model of all groups and cannot differ between them.
-SHARED_OPTIONS = ("beta", "betas", "lb", "use_fstar", "bias_correction", "divide", "slope")
+SHARED_OPTIONS = ("beta", "betas", "lb", "use_fstar", "bias_correction", "divide", "averaging")
 
 
 def check_range(name: str, value: float, low: float, high: float, interval: str) -> None:
@@ -42,8 +42,7 @@ def check_group(group: dict[str, Any]) -> None:
         check_range("betas[0]", group["betas"][0], 0.0, 1.0, "[0, 1)")
     if not math.isfinite(group["lb"]):
         raise ValueError(f"`lb` must be a finite number, got {group['lb']}: give one that the loss never falls below.")
-    check_choice("use_fstar", group["use_fstar"], (False, True, "share"))
-    check_choice("slope", group["slope"], ("momentum", "gradient"))
+    check_choice("use_fstar", group["use_fstar"], (False, True))
 
 
 def check_one_model(group: dict[str, Any], head: dict[str, Any]) -> None:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 
-# Elements of a piece. On a CPU a few pieces must fit in the cache; elsewhere a kernel launch must be worth its price.
+# Elements of a piece. On a CPU a few pieces must fit in the cache. Elsewhere a kernel launch must be worth its price, and
+# still the temporaries of a pass, up to eight with packs of up to two pieces, stay within 64 MiB in float32.
 CPU_PIECE = 1 << 18
-DEVICE_PIECE = 1 << 24
+DEVICE_PIECE = 1 << 20
 # From about this size on, copying a tensor into a pack costs more than a few calls of its own on a CPU.
 PACKED = 1 << 15
 
@@ -50,9 +51,12 @@ class Piece:
         `out` if that is given.
         """
         tensors = self.roles[role]
-        if len(tensors) > 1 and out is not None and tensors[0].dtype == self.dtype:
+        if len(tensors) == 1:
+            flat = tensors[0]
+        elif out is not None and tensors[0].dtype == self.dtype:
             return self._join_into(out, tensors)
-        flat = tensors[0] if len(tensors) == 1 else self._join(tensors)
+        else:
+            flat = self._join(tensors)
         flat = flat if flat.dim() == 1 else flat.reshape(-1)
         return flat if flat.dtype == self.dtype else flat.to(self.dtype)
 
@@ -81,28 +85,34 @@ class Piece:
         return out
 
 
-def pieces(roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True) -> Iterator[Piece]:
+def pieces(
+    roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True, alone: int = PACKED
+) -> Iterator[Piece]:
     """Cut and pack tensors of one device into pieces.
 
     Args:
         roles: for every role one tensor per parameter, in the same order.
         dtype: the dtype to compute in.
         pack: whether tensors smaller than a piece share one.
+        alone: from this number of elements on a tensor is a piece of its own, on a CPU.
 
     Yields:
         Pieces that cover every element once, in an order that depends on sizes and layouts alone.
     """
     small: dict[torch.Size, list[tuple[Tensor, ...]]] = {}
-    size = 0
+    size, is_contiguous = 0, Tensor.is_contiguous
     for row in zip(*roles.values()):
         first = row[0]
         numel = first.numel()
         if numel == 0:
             continue
-        size, alone = (CPU_PIECE, PACKED) if first.is_cpu else (DEVICE_PIECE, DEVICE_PIECE)
-        if numel >= min(size, alone) and all(map(Tensor.is_contiguous, row)):
-            flat = [t.view(-1) for t in row]
-            for parts in [flat] if numel <= size else zip(*(t.split(size) for t in flat)):
+        if not size:
+            size, alone = (CPU_PIECE, min(alone, CPU_PIECE)) if first.is_cpu else (DEVICE_PIECE, DEVICE_PIECE)
+        if numel >= alone and all(map(is_contiguous, row)):
+            if numel <= size:
+                yield Piece({role: [t] for role, t in zip(roles, row)}, dtype)
+                continue
+            for parts in zip(*(t.view(-1).split(size) for t in row)):
                 yield Piece({role: [part] for role, part in zip(roles, parts)}, dtype)
             continue
         if first.dim() == 0:

@@ -19,10 +19,6 @@ from typing import NamedTuple
 from torch import Tensor, cat, finfo, full_like, stack, where
 
 
-# The part of the way from the averaged loss to `lb` that one step aims at with `use_fstar="share"`.
-SHARE = 0.25
-
-
 class ModelState(NamedTuple):
     """What the model remembers between steps; every entry is a 0-dim tensor of at least float32.
 
@@ -35,7 +31,6 @@ class ModelState(NamedTuple):
         capped: number of steps on which the cap `lr` decided.
         skipped: number of steps dropped because the loss, its clip factor or a gradient was not finite.
         stalled: number of steps whose model lay at or below f*, so that the step was 0.
-        slope_avg: q, the averaged slope of the samples; stays 0 with the paper's slope.
         raw_loss_avg: the losses averaged like f̄, but as they were given: not scaled with clipped gradients. For the logs.
     """
 
@@ -47,7 +42,6 @@ class ModelState(NamedTuple):
     capped: Tensor
     skipped: Tensor
     stalled: Tensor
-    slope_avg: Tensor
     raw_loss_avg: Tensor
 
 
@@ -83,11 +77,21 @@ def clip_gap(loss: Tensor, clip_factor: Tensor | None, fstar: Tensor) -> Tensor:
     return loss if clip_factor is None else fstar + clip_factor * (loss - fstar)
 
 
-def acceptable(loss: Tensor, lr: Tensor, base_lr: Tensor, weight_decay: Tensor, clip_factor: Tensor | None) -> Tensor:
-    """Whether a step can be taken with what it is given, as far as that is known before the gradients are read; 0-dim."""
-    given = [loss.view(1), lr, base_lr, weight_decay] + ([] if clip_factor is None else [clip_factor.view(1)])
-    ok = cat(given).isfinite().all() & (lr.min() >= 0)
+def acceptable(
+    loss: Tensor, lr: Tensor, weight_decay: Tensor, clip_factor: Tensor | None, norm: Tensor | None = None
+) -> Tensor:
+    """Whether a step can be taken with what it is given, as far as that is known before the gradients are read; 0-dim.
+
+    `norm` is not finite where the gradients are not, or None where nobody has looked.
+    """
+    numbers = [value.view(1) for value in (loss, clip_factor, norm) if value is not None]
+    ok = all_finite(cat([*numbers, lr, weight_decay])) & (lr.min() >= 0)
     return ok if clip_factor is None else ok & (clip_factor >= 0)
+
+
+def all_finite(numbers: Tensor) -> Tensor:
+    """Whether no number is infinite or NaN, 0-dim; only of these a difference to itself is not 0."""
+    return (numbers - numbers).any().logical_not()
 
 
 def with_drift(state: ModelState, moved: Tensor | None) -> ModelState:
@@ -100,18 +104,16 @@ def next_step(
     loss: Tensor,
     dual_norm_sq: Tensor,
     overlap: Tensor,
-    sample_norm_sq: Tensor | None,
     grad_norm_sq: Tensor,
     strayed: Tensor,
     lr: Tensor,
-    base_lr: Tensor,
     weight_decay: Tensor,
     usable: Tensor,
     *,
     lb: float,
     beta: float,
     bias_correction: bool,
-    use_fstar: bool | str,
+    use_fstar: bool,
     divide: bool,
     clip_factor: Tensor | None = None,
 ) -> tuple[ModelState, Step]:
@@ -122,23 +124,18 @@ def next_step(
         loss: f_k, 0-dim; the scalar whose gradient the momentum took in.
         dual_norm_sq: n_g = <d_g, u_g>, shape (groups,).
         overlap: s_g = <d_g, x_g>, shape (groups,); only groups with decay count.
-        sample_norm_sq: <g_g, D_g^{-1} g_g> of this step's gradient, shape (groups,), for the slope of the samples; None
-            for the paper's slope, which is that of the averaged gradient.
         grad_norm_sq: |g_g|², shape (groups,), to see whether every gradient is finite and small enough to be squared; 0
             where that is known.
         strayed: <d_{k-1}, x_k - x>, 0-dim, where x_k is what the parameters are and x what the last step made of them in
             exact arithmetic. It is taken in on a skipped step too; where it is not finite nothing is known, and it is
             left out.
         lr: α_g, shape (groups,).
-        base_lr: α_g before any schedule, shape (groups,); `use_fstar="share"` follows the schedule by lr / base_lr.
         weight_decay: λ_g, shape (groups,).
         usable: False, 0-dim, where it is known already that the step is to be dropped, see `acceptable`.
         lb: the user's lower bound; f* never falls below it.
         beta: β of both averages.
         bias_correction: whether ρ_k = 1-β^k (averages start at 0) or 1 (they start at the first sample).
-        use_fstar: whether f* is estimated online: by the paper's rule (True, section 4), or as `"share"`: f* is
-            `SHARE` of the way from the averaged model down to `lb`. The cap is then no scale to decay by, and the
-            step size of the step before takes its place.
+        use_fstar: whether f* is estimated online, by the paper's rule (section 4).
         divide: whether the decay is proximal, `/ (1 + a)`, or AdamW's, `(1 - a) x`.
         clip_factor: κ, by which the gradients were scaled before they were seen here, or None.
 
@@ -151,11 +148,9 @@ def next_step(
     zero = cap.new_zeros(())
     ratio = where(cap > 0, lr / cap, zero)  # r_g
     decay = lr * weight_decay  # a_g
-    if use_fstar == "share":
-        decay = ratio * state.polyak_lr.minimum(cap) * weight_decay
     step = state.step + 1  # k
     rho = debias(beta, step) if bias_correction else 1.0  # ρ_k
-    fstar = state.fstar if use_fstar is True else state.fstar.new_full((), lb)
+    fstar = state.fstar if use_fstar else state.fstar.new_full((), lb)
 
     weight = average_weight(step, beta, bias_correction)
     fed = clip_gap(loss, clip_factor, fstar)
@@ -165,17 +160,8 @@ def next_step(
     shrunk = (overlap * decay / (1 + decay)).sum()
     value = loss_avg + drift - shrunk  # A
     shorter = ratio / (1 + decay)
-    along = (shorter * dual_norm_sq).sum()  # -<d_k, x_{k+1} - x_k> / τ, apart from the decay
-    if sample_norm_sq is None:
-        slope_avg, slope = state.slope_avg, along  # B
-    else:
-        # q_k takes the place of n. Where averages start at 0, n has the factor ρ twice and q once; that it is not
-        # taken out of q makes the first steps shorter, a warmup that no one has to set.
-        slope = slope_avg = state.slope_avg.lerp((shorter * sample_norm_sq).sum(), weight)
-    if use_fstar == "share":
-        scheduled = where(base_lr.max() > 0, cap / base_lr.max(), 0.0).clamp(max=1 / SHARE)
-        fstar = lb + (1 - SHARE * scheduled) * (value / rho - lb).clamp(min=0)
-    elif use_fstar:
+    slope = (shorter * dual_norm_sq).sum()  # B, which is also -<d_k, x_{k+1} - x_k> / τ, apart from the decay
+    if use_fstar:
         fstar = where(value < rho * fstar, (value / (2 * rho)).clamp(min=lb), fstar)
     bound = cap / rho
     gap = (value - rho * fstar).clamp(min=0)
@@ -184,10 +170,10 @@ def next_step(
     tau = where(moves, polyak.minimum(bound), zero)  # τ
 
     inner = (tau * ratio * dual_norm_sq).sum()
-    if use_fstar is True:
+    if use_fstar:
         fstar = ((loss_avg + drift - inner / 2) / rho).clamp(min=lb)
     if divide:  # <d_k, x_{k+1} - x_k>
-        moved = -(tau * along + shrunk)
+        moved = -(tau * slope + shrunk)
     else:
         moved = -(inner + (overlap * decay).sum())
 
@@ -200,12 +186,11 @@ def next_step(
         capped=state.capped + (moves & (bound <= polyak)),
         skipped=state.skipped,
         stalled=state.stalled + (moves & (gap == 0)),
-        slope_avg=slope_avg,
         raw_loss_avg=state.raw_loss_avg.lerp(loss, weight),
     )
     # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
     numbers = stack([*new, tau, decay.sum(), fed, dual_norm_sq.sum(), overlap.sum(), slope, grad_norm_sq.sum()])
-    ok = numbers.isfinite().all() & usable
+    ok = all_finite(numbers) & usable
     old = stack(state)
     kept = ModelState(*where(ok, numbers.narrow(0, 0, len(new)), old).to(old.dtype).unbind())
     kept = kept._replace(skipped=state.skipped + ok.logical_not())

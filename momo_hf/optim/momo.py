@@ -18,6 +18,8 @@ class Momo(MomoOptimizer):
         τ = min(lr / ρ, (f̄ + c - ρ lb)_+ / |d|²)
         x <- (x - τ d) / (1 + lr λ)
 
+    With `averaging=True` it is schedule-free: see `MomoOptimizer`.
+
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
         lr: upper bound α of the step size; schedulers act on it. `"auto"` finds it in the first steps, see `Searching`.
@@ -27,15 +29,13 @@ class Momo(MomoOptimizer):
         lb: lower bound of the loss. Default 0.
         bias_correction: start the averages at 0 and correct them (True), or start them at the first gradient and
             loss (False). Default False.
-        use_fstar: estimate the lower bound online: True by the paper's rule, `"share"` as a fixed distance from the
-            averaged loss towards `lb`, for use with `slope="gradient"`. It never falls below `lb`. Default False.
-        slope: `"momentum"` (the paper) takes the slope of the model from the averaged gradient, `"gradient"` from the
-            gradients themselves, averaged as the loss is; in noise that makes the steps shorter. Default "momentum".
+        use_fstar: estimate the lower bound online, by the paper's rule; it never falls below `lb`. Default False.
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
         compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
             fast; the first step then takes some ten seconds. Default False.
+        averaging: evaluate and save the average of the iterates, see `MomoOptimizer`; for a constant `lr`. Default False.
 
-    State: `exp_avg` (d) per parameter, of at least float32; the scalars of `ModelState` in every parameter group.
+    State: `exp_avg` (d; with averaging `z` in its place) per parameter, of at least float32; the scalars of `ModelState` in every parameter group.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -55,11 +55,11 @@ class Momo(MomoOptimizer):
         beta: float = 0.9,
         lb: float = 0.0,
         bias_correction: bool = False,
-        use_fstar: bool | str = False,
-        slope: str = "momentum",
+        use_fstar: bool = False,
         *,
         foreach: bool | None = None,
         compile: bool = False,
+        averaging: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -70,9 +70,9 @@ class Momo(MomoOptimizer):
                 "lb": lb,
                 "bias_correction": bias_correction,
                 "use_fstar": use_fstar,
-                "slope": slope,
                 "foreach": foreach,
                 "compile": compile,
+                "averaging": averaging,
             },
         )
 

@@ -24,6 +24,8 @@ class MomoAdam(MomoOptimizer):
 
     At the cap (τ = lr / ρ) this is Adam's own step, so `lr` means what it means for AdamW.
 
+    With `averaging=True` it is schedule-free: see `MomoOptimizer`. At the cap it is then schedule-free AdamW.
+
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
         lr: upper bound α of the step size; schedulers act on it. The default 1e-2 is for training from scratch;
@@ -34,15 +36,13 @@ class MomoAdam(MomoOptimizer):
         weight_decay: λ of the weight decay. Default 0.
         lb: lower bound of the loss. Default 0.
         divide: proximal decay `/ (1 + lr λ)` (True) or AdamW's `(1 - lr λ) x` (False). Default True.
-        use_fstar: estimate the lower bound online: True by the paper's rule, `"share"` as a fixed distance from the
-            averaged loss towards `lb`, for use with `slope="gradient"`. It never falls below `lb`. Default False.
-        slope: `"momentum"` (the paper) takes the slope of the model from the averaged gradient, `"gradient"` from the
-            gradients themselves, averaged as the loss is; in noise that makes the steps shorter. Default "momentum".
+        use_fstar: estimate the lower bound online, by the paper's rule; it never falls below `lb`. Default False.
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
         compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
             fast; the first step then takes some ten seconds. Default False.
+        averaging: evaluate and save the average of the iterates, see `MomoOptimizer`; for a constant `lr`. Default False.
 
-    State: `exp_avg` (d) and `exp_avg_sq` (v) per parameter, of at least float32; the scalars of `ModelState` in every
+    State: `exp_avg` (d; with averaging `z` in its place) and `exp_avg_sq` (v) per parameter, of at least float32; the scalars of `ModelState` in every
     parameter group.
 
     Raises:
@@ -67,11 +67,11 @@ class MomoAdam(MomoOptimizer):
         weight_decay: float = 0.0,
         lb: float = 0.0,
         divide: bool = True,
-        use_fstar: bool | str = False,
-        slope: str = "momentum",
+        use_fstar: bool = False,
         *,
         foreach: bool | None = None,
         compile: bool = False,
+        averaging: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -83,9 +83,9 @@ class MomoAdam(MomoOptimizer):
                 "lb": lb,
                 "divide": divide,
                 "use_fstar": use_fstar,
-                "slope": slope,
                 "foreach": foreach,
                 "compile": compile,
+                "averaging": averaging,
             },
         )
 

@@ -31,14 +31,14 @@ def prepare(
     return made
 
 
-def finite_gradients(buckets: list[Bucket], like: Tensor) -> Tensor:
-    """Whether all gradients are finite, and small enough to be squared, 0-dim, on the device of `like`."""
-    finite = torch.ones_like(like, dtype=torch.bool)
-    for bucket in buckets:
-        if bucket.moves:
-            norms = torch._foreach_norm(bucket.roles["grad"], 2, dtype=bucket.dtype)
-            finite = finite & torch.stack(norms).isfinite().all().to(finite.device)
-    return finite
+def gradient_norm(buckets: list[Bucket], like: Tensor) -> Tensor:
+    """The sum of the norms of all gradients, 0-dim: not finite where one of them is not, or is too large to be squared."""
+    norms = [
+        torch.stack(torch._foreach_norm(bucket.roles["grad"], 2, dtype=bucket.dtype)).sum().to(like)
+        for bucket in buckets
+        if bucket.moves
+    ]
+    return sum(norms[1:], norms[0]) if norms else torch.zeros_like(like)
 
 
 def own_step(bucket: Bucket, step: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def catch_up(bucket: Bucket, step: Tensor) -> Tensor | float:
 
 def inner_products(
     kernels: list[Kernels], strayed: dict[Layout | None, Tensor], groups: int, step: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """First pass, and the one sum over all shards.
 
     Args:
@@ -72,8 +72,8 @@ def inner_products(
         step: k, 0-dim.
 
     Returns:
-        n_g = <d_g, u_g>, s_g = <d_g, x_g>, <g_g, D_g^{-1} g_g> and |g_g|², with one entry per parameter group, the last
-        two 0 unless they are asked for (see `Kernels.products`); and the sum of `strayed`, 0-dim.
+        n_g = <d_g, u_g>, s_g = <d_g, x_g> and |g_g|², with one entry per parameter group, the last two 0 unless they are
+        asked for (see `Kernels.products`); and the sum of `strayed`, 0-dim.
     """
     like = next(iter(strayed.values()))
     found: dict[Layout | None, list[Tensor | None]] = {layout: [None] * groups for layout in strayed}
@@ -82,15 +82,15 @@ def inner_products(
             continue
         row, late, total = part.products().to(like), catch_up(part.bucket, step), found[part.bucket.layout]
         if torch.is_tensor(late):
-            row = row * torch.stack([late, torch.ones_like(late), late, torch.ones_like(late)])
+            row = row * torch.stack([late, torch.ones_like(late), torch.ones_like(late)])
         index = part.bucket.index
         total[index] = row if total[index] is None else total[index] + row
     sums = []
     for layout, value in strayed.items():
-        rows = [value.new_zeros(4) if row is None else row for row in found[layout]]
+        rows = [value.new_zeros(3) if row is None else row for row in found[layout]]
         sums.append(sum_over_shards(torch.cat([*rows, value.view(1)]), layout))
-    products, rest = sum(sums[1:], sums[0]).split([4 * groups, 1])
-    return *products.view(groups, 4).unbind(1), rest.view(())
+    products, rest = sum(sums[1:], sums[0]).split([3 * groups, 1])
+    return *products.view(groups, 3).unbind(1), rest.view(())
 
 
 def write(

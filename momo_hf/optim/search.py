@@ -42,8 +42,8 @@ FIRST = 12
 # The median of the distance of two normal numbers is 0.95 standard deviations.
 MEDIAN_DISTANCE = 0.95
 # The cap as a share of √(α_S α_end); without a strong signal α_S is WEAK α_end, and where nothing was found at all the cap
-# is at most FALLBACK times the first step size, which is half way through the ramp.
-SHARE, WEAK, FALLBACK = 0.3, 0.1, 1e3
+# is at most FALLBACK times the first step size: 3e-4 for MoMo-Adam, which is an lr for fine-tuning.
+SHARE, WEAK, FALLBACK = 0.3, 0.1, 3e2
 # The first step size of a method without a preconditioner: this times (f - lb) / |g|², Polyak's step at the start.
 OF_POLYAK = 1e-4
 # Steps in a row that may be dropped before the ramp itself is to blame. A loss that is not finite counts for LOST of them:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from momo_hf.optim.buckets import sort_into_buckets
 from momo_hf.optim.ramp import ORIGIN, Part, inner_products
+from momo_hf.optim.scalars import scalar
 from momo_hf.optim.search import (
     NOTHING,
     REASONS,
@@ -43,6 +44,8 @@ class Searching:
     * statistics that follow the weights, as BatchNorm's, are not the optimizer's, and keep what they saw until training
       has overwritten them: with the usual momentum of 0.1 within eighty steps.
     * a copy of the parameters, as large as they are, is held and saved with the state until the search is over.
+    * with `averaging` there is nothing to average before: `eval()` and `train()` leave the weights as they are, and the
+      average begins where the search began.
 
     Every step of the search decides on the device whether it was the last one, which then takes everything back. The host
     hears of it at the beginning of the next step, when the forward and backward passes are already under way, so that
@@ -59,6 +62,18 @@ class Searching:
     def search(self) -> Search | None:
         """The search for the cap, read from the device; None where an `lr` was given."""
         return read_search(self._search_state()) if self._searches() else None
+
+    @property
+    def searching(self) -> bool:
+        """Whether the search goes on, as far as the host knows; it hears of the end with the step after the last one."""
+        return self._searching
+
+    def cap(self) -> Tensor:
+        """The upper bound of the step size as it is now, the largest of the groups, 0-dim; during a search its last size."""
+        state = self._model_state()
+        if self._searching:
+            return self._per_group("effective_lr", state.step).max()
+        return self._capped(self._undecayed(self._per_group("lr", state.step)), state.step).max()
 
     # ---- The steps ----
 
@@ -89,11 +104,12 @@ class Searching:
             skipped: whether a loss scaler has found a gradient that is not finite.
         """
         state, group, params = self._search_state(), self.param_groups[0], self._params()
-        loss = self._scalar(loss, state.steps)
-        clip_factor = None if clip_factor is None else self._scalar(clip_factor, loss).clamp(max=1.0)
+        loss = scalar(loss, state.steps)
+        clip_factor = None if clip_factor is None else scalar(clip_factor, loss).clamp(max=1.0)
         places = layouts_of(params, self.shard_group)
         names = ("exp_avg", *self.buffers, ORIGIN)
-        buckets = sort_into_buckets(self.param_groups, self.state, names, self._option_names(), places)
+        entries = {p: {ORIGIN: entry[self._origin], **entry} for p, entry in self.state.items()}
+        buckets = sort_into_buckets(self.param_groups, entries, names, self._option_names(), places)
         parts = [Part(type(self), bucket, self._beta(group), state.steps + 1) for bucket in buckets]
         if skipped:
             found = loss.new_full((3,), torch.nan)
@@ -111,6 +127,7 @@ class Searching:
         for group in self.param_groups:
             group["skipped"] = group["skipped"] + dropped.to(group["skipped"])
             group["effective_lr"] = torch.where(move.ok, move.size, group["effective_lr"].to(move.size))
+        self._keep_undecayed(move.ok)
         self._watch.after_step(self.param_groups[0])
 
     def _capped(self, lr: Tensor, step: Tensor) -> Tensor:
@@ -157,13 +174,19 @@ class Searching:
         if self._searches():
             self._keep_search(SearchState(*(value.to(dtype) for value in self._search_state())))
 
+    @property
+    def _origin(self) -> str:
+        """The entry that holds the weights from before the search. Averaging begins there, so its z serves as one."""
+        return "z" if self.averages else ORIGIN
+
     def _origin_of(self, param: Tensor) -> dict[str, Tensor]:
-        """What the state of a parameter that joins has beside buffers."""
-        return {ORIGIN: param.detach().clone()} if self._searching else {}
+        """What the state of a parameter that joins has beside buffers and iterates."""
+        return {ORIGIN: param.detach().clone()} if self._searching and not self.averages else {}
 
     def _drop_origins(self) -> None:
+        """Leave what training has: without averaging there is no origin any more, with it no momentum."""
         for entry in self.state.values():
-            entry.pop(ORIGIN, None)
+            entry.pop("exp_avg" if self.averages else ORIGIN, None)
 
     def _resume_search(self) -> None:
         """Take up what a loaded state says of the search."""
@@ -173,13 +196,14 @@ class Searching:
             self._drop_origins()
 
     def _with_origins(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """A state that has the same entries during a search and after it, in which the momentum stands for the origin.
+        """A state that has the same entries during a search and after it: the momentum stands for the origin, or z for it.
 
         torch.distributed.checkpoint fills the state of a fresh optimizer, which cannot know what is going to come.
         """
         if self._searches() and not self._searching:
+            gone, there = ("exp_avg", "z") if self.averages else (ORIGIN, "exp_avg")
             entries = state_dict["state"]
-            state_dict["state"] = {key: {**entry, ORIGIN: entry["exp_avg"]} for key, entry in entries.items()}
+            state_dict["state"] = {key: {**entry, gone: entry[there]} for key, entry in entries.items()}
         return state_dict
 
 
@@ -189,8 +213,9 @@ def check_origins(state_dict: dict[str, Any]) -> None:
     if KEYS[0] not in group or float(group["search_ended"]):
         return
     for entry in state_dict["state"].values():
-        origin, momentum = (local(entry[name]) if name in entry else None for name in (ORIGIN, "exp_avg"))
-        if origin is None or (origin.numel() and origin.data_ptr() == momentum.data_ptr()):
+        names = ("z" if "z" in entry else ORIGIN, "exp_avg")
+        origin, momentum = (local(entry[name]) if name in entry else None for name in names)
+        if origin is None or momentum is None or (origin.numel() and origin.data_ptr() == momentum.data_ptr()):
             raise ValueError(
                 "This state was saved while a search for the cap went on, and lacks the weights from before it: it was "
                 "filled into the state of an optimizer whose search is over. Load it into a fresh optimizer."

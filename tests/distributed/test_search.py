@@ -20,7 +20,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("method", ["momo", "momo_adam"])
+@pytest.mark.parametrize("method", ["momo", "momo_adam", "averaging"])
 def test_processes_find_the_cap_of_one(runs, kind, method):
     """Through the ramp, the way back and the warmup, with accumulation and clipping too; all ranks in the same bits."""
     (expected,), found = (run[method] for run in runs["alone"]), [run[method] for run in runs[kind]]
@@ -53,13 +53,15 @@ def test_replicas_of_shards_find_the_cap_of_one_process(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_a_search_is_taken_up_again_bit_for_bit(tmp_path, kind):
+@pytest.mark.parametrize("averaging, first", [("plain", "exp_avg"), ("averaging", "z")])
+def test_a_search_is_taken_up_again_bit_for_bit(tmp_path, kind, averaging, first):
     """And one that is over is not begun again; by accelerate and by torch.distributed.checkpoint."""
-    whole = run_workers(WORKERS + "saved", 2, tmp_path / "whole", kind)
+    whole = run_workers(WORKERS + "saved", 2, tmp_path / "whole", kind, averaging)
     places = [f"{how}-{step}" for how in ("accelerate", "dcp") for step in (20, 70)]
     checkpoints = [tmp_path / "whole" / place for place in places]
-    for before, runs in zip(whole, run_workers(WORKERS + "resumed", 2, tmp_path / "resumed", kind, *checkpoints)):
-        assert 20 < before["steps"] < 70 and before["names"] == ["exp_avg", "exp_avg_sq"]
+    resumed = run_workers(WORKERS + "resumed", 2, tmp_path / "resumed", kind, averaging, *checkpoints)
+    for before, runs in zip(whole, resumed):
+        assert 20 < before["steps"] < 70 and before["names"] == sorted([first, "exp_avg_sq"])
         for place, after in zip(places, runs):
             assert torch.equal(before["log"][int(place.partition("-")[2]) :], after["log"]), place
             assert all(torch.equal(weight, after["weights"][name]) for name, weight in before["weights"].items())

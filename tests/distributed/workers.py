@@ -7,11 +7,11 @@ from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import FullyShardedDataParallelPlugin
 
-from momo_hf import Momo, MomoAdam, MomoAdamAuto
+from momo_hf import Momo, MomoAdam
 from tests.toys import Net, Points
 
 
-METHODS = {"momo": Momo, "momo_adam": MomoAdam, "momo_adam_auto": MomoAdamAuto}
+METHODS = {"momo": Momo, "momo_adam": MomoAdam}
 SCALARS = ("effective_lr", "loss_avg", "drift")
 
 
@@ -127,7 +127,7 @@ def saved(folder, kind, save_at="", resume=""):
     # accelerate would otherwise step the scheduler once for every process, so that the lr depends on their number.
     accelerator = accelerator_for(kind, step_scheduler_with_optimizer=False)
     model, data = Net(dtype=torch.float64), Points(dtype=torch.float64)
-    optimizer = MomoAdam(model.parameters(), lr=1.0, weight_decay=0.01, use_fstar=True, slope="gradient")
+    optimizer = MomoAdam(model.parameters(), lr=1.0, weight_decay=0.01, use_fstar=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     scheduler = accelerator.prepare(torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9))
     first = 0

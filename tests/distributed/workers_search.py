@@ -24,6 +24,7 @@ def matrix(folder, kind):
         "momo_adam": train(kind, "momo_adam", steps=STEPS, lr="auto"),
         "single": train(kind, "momo_adam", torch.float32, steps=STEPS, lr="auto"),
         "momo": train(kind, "momo", steps=STEPS, lr="auto", accumulation=2, clip=0.5),
+        "averaging": train(kind, "momo_adam", steps=STEPS, lr="auto", averaging=True),
     }
 
 
@@ -66,11 +67,13 @@ def zero(folder):
     return {"log": workers_zero.steps_of(*workers_zero.prepare(1, lr="auto"), steps=STEPS)}
 
 
-def saved(folder, kind, resume=""):
+def saved(folder, kind, averaging, resume=""):
     """`save_state` of accelerate and torch.distributed.checkpoint in the middle of a search and after it; or from there."""
     accelerator = accelerator_for(kind)
     model, data = Net(), Points()
-    model, optimizer = accelerator.prepare(model, MomoAdam(model.parameters(), lr="auto"))
+    model, optimizer = accelerator.prepare(
+        model, MomoAdam(model.parameters(), lr="auto", averaging=averaging == "averaging")
+    )
     momo, log, first = unwrap_optimizer(optimizer), [], 0
     if resume:
         how, _, at = resume.rpartition("/")[2].partition("-")
@@ -96,5 +99,5 @@ def saved(folder, kind, resume=""):
     return {"log": torch.tensor(log), "weights": weights, "names": names, "steps": momo.search.steps}
 
 
-def resumed(folder, kind, *checkpoints):
-    return [saved(folder, kind, checkpoint) for checkpoint in checkpoints]
+def resumed(folder, kind, averaging, *checkpoints):
+    return [saved(folder, kind, averaging, checkpoint) for checkpoint in checkpoints]

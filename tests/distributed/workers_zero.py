@@ -102,6 +102,7 @@ def refusals(folder):
     cases = {
         "stage 0": {"stage": 0},
         "groups": {"stage": 2, "groups": 2},
+        "averaging": {"stage": 1, "averaging": True},
         "sub-groups": {"stage": 3, "config": {"zero_optimization": {"sub_group_size": 10}}},
         "offload": {"stage": 2, "config": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}},
     }

@@ -134,8 +134,7 @@ def test_trl_takes_the_name(tmp_path):
 @pytest.mark.parametrize("cls", [SFTConfig, TrainingArguments])
 def test_trl_leaves_the_learning_rate_alone(cls, tmp_path):
     """SFTConfig has a default of its own, and SFTTrainer copies other arguments into one."""
-    options = {"use_cpu": True, "max_steps": 10, "logging_steps": 1, "report_to": "none", "save_strategy": "no"}
+    options = {"use_cpu": True, "max_steps": 80, "logging_steps": 1, "report_to": "none", "save_strategy": "no"}
     trainer = fine_tuned(tmp_path, cls(str(tmp_path), optim="momo_adam_auto", **options))
-    assert trainer.optimizer.param_groups[0]["base_lr"] == 1.0
-    losses = history(trainer, "loss")
-    assert losses[-1] < losses[0] and history(trainer, "momo/capped") == [0.0] * 10
+    search, losses = trainer.optimizer.search, history(trainer, "loss")
+    assert search.cap > 1e-4 and losses[-1] < 0.9 * losses[0]

@@ -11,7 +11,7 @@ import yaml
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments
 
 from momo_hf import MomoAdam
-from momo_hf.integrations.learning_rate import left_alone
+from momo_hf.integrations.learning_rate import cap_of, left_alone
 from tests.integrations.test_transformers import arguments
 from tests.toys import Net, Points
 
@@ -67,9 +67,9 @@ def test_a_default_that_was_copied_into_another_class_is_no_choice(tmp_path):
 # ---- What is said ----
 
 
-def untouched(tmp_path, cls=TrainingArguments, optim="momo_adam", **options):
+def untouched(tmp_path, cls=TrainingArguments, optim="momo_adam", max_steps=6, **options):
     return cls(
-        str(tmp_path), optim=optim, use_cpu=True, max_steps=6, report_to="none", save_strategy="no",
+        str(tmp_path), optim=optim, use_cpu=True, max_steps=max_steps, report_to="none", save_strategy="no",
         per_device_train_batch_size=8, **options,
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_a_default_is_named_with_its_class_and_once(cls, tmp_path, caplog):
     (line,), summary, optimizer = said(caplog, untouched(tmp_path, cls))
     assert f"left at {KINDS[cls]:g}, the default of {cls.__name__}" in line
     assert "try learning_rate=0.01, the default of MomoAdam" in line and "momo_adam_auto" not in summary
-    assert optimizer.param_groups[0]["base_lr"] == KINDS[cls]
+    assert cap_of(optimizer) == KINDS[cls]
     (line,), summary, _ = said(caplog, untouched(tmp_path, cls, optim="momo"))
     assert "try learning_rate=1, the default of Momo, or" in line
 
@@ -103,20 +103,25 @@ def test_a_default_is_named_with_the_class_that_it_is_from(tmp_path, caplog):
 
 @pytest.mark.parametrize("cls", KINDS)
 def test_the_automatic_one_takes_no_default_for_a_cap(cls, tmp_path, caplog):
-    lines, summary, optimizer = said(caplog, untouched(tmp_path, cls, optim="momo_adam_auto"))
-    assert lines == [] and "momo_adam_auto" not in summary and optimizer.param_groups[0]["base_lr"] == 1.0
+    (line,), summary, optimizer = said(caplog, untouched(tmp_path, cls, optim="momo_adam_auto", max_steps=70))
+    search = optimizer.search
+    assert line == f"search: cap {search.cap:.2g} found after {search.steps} steps ({search.reason})."
+    assert f"The cap, {search.cap:.2g}, was found in {search.steps} steps before." in summary
+    assert f"of {70 - search.steps} steps" in summary and "momo_adam_auto" not in summary
     explicit = untouched(tmp_path, cls, optim="momo_adam_auto", learning_rate=float(str(KINDS[cls])))
-    lines, summary, optimizer = said(caplog, explicit)
-    assert lines == [] and optimizer.param_groups[0]["base_lr"] == KINDS[cls]
-    assert "nearly every step" in summary and "leave learning_rate alone" in summary
+    (line,), summary, optimizer = said(caplog, explicit)
+    assert f"learning_rate={KINDS[cls]:g} was given, so it is the upper bound" in line
+    assert optimizer.search is None and optimizer.averages and cap_of(optimizer) == KINDS[cls]
+    assert "nearly every step" in summary
 
 
 def test_what_cannot_be_known_is_said(tmp_path, caplog):
-    (line,), _, optimizer = said(caplog, loaded(untouched(tmp_path, optim="momo_adam_auto"), tmp_path))
+    args = loaded(untouched(tmp_path, optim="momo_adam_auto", max_steps=70), tmp_path)
+    (line, _), _, optimizer = said(caplog, args)
     assert "nobody knows whether learning_rate=5e-05, the default of TrainingArguments, was chosen" in line
-    assert optimizer.param_groups[0]["base_lr"] == 1.0
+    assert optimizer.search is not None
     (line,), _, optimizer = said(caplog, loaded(untouched(tmp_path), tmp_path))
-    assert "left at 5e-05" in line and optimizer.param_groups[0]["base_lr"] == 5e-5
+    assert "left at 5e-05" in line and cap_of(optimizer) == 5e-5
 
 
 def test_the_cap_of_an_optimizer_by_hand_is_its_own(tmp_path, caplog):

@@ -29,18 +29,31 @@ def card_line(trainer, tmp_path, key):
             "MoMo (momo_hf) with step sizes up to 0.1, weight_decay=0.0, beta=0.9",
             "0.1",
         ),
-        ("momo_adam_auto", {}, "MoMo-Adam without a learning rate to choose (momo_hf) with step sizes up to 1", "1.0"),
     ],
 )
 def test_the_model_card_names_the_optimizer(optim, options, expected, lr, tmp_path):
     args = arguments(tmp_path, optim=optim, lr_scheduler_type="linear", **options)
-    if optim == "momo_adam_auto":
-        args.learning_rate = type(args).learning_rate
     trainer = Trainer(Net(), args, train_dataset=Points())
     trainer.train()
     line = card_line(trainer, tmp_path, "optimizer")
     assert line.startswith(expected) and "OptimizerNames" not in line and "params" not in line
     assert card_line(trainer, tmp_path, "learning_rate") == lr
+
+
+@pytest.mark.parametrize("steps", [70, 10])
+def test_the_model_card_says_that_the_cap_was_searched_for(steps, tmp_path):
+    args = arguments(tmp_path, optim="momo_adam_auto", max_steps=steps)
+    args.learning_rate = type(args).learning_rate
+    trainer = Trainer(Net(), args, train_dataset=Points())
+    trainer.train()
+    search, line = trainer.optimizer.search, card_line(trainer, tmp_path, "optimizer")
+    if steps == 70:
+        found = f"step sizes up to {search.cap:g}, found by a search in the first {search.steps} steps, betas="
+        assert card_line(trainer, tmp_path, "learning_rate") == str(search.cap)
+    else:
+        found = "step sizes that grow, in search of their bound, betas="
+        assert card_line(trainer, tmp_path, "learning_rate") == "auto"
+    assert line.startswith(f"MoMo-Adam (momo_hf) with {found}") and "averaging=True" in line
 
 
 def test_the_model_card_of_another_optimizer_is_as_it_was(tmp_path):

@@ -30,7 +30,8 @@ def test_the_name_is_valid_everywhere(name, tmp_path):
     made.append(torch.load(tmp_path / "training_args.bin", weights_only=False))
     for args in made:
         assert args.optim.value == name and args.to_dict()["optim"] == name
-        assert Trainer.get_optimizer_cls_and_kwargs(args)[0] is METHODS[name]
+        cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+        assert cls is METHODS[name][0] and METHODS[name][1].items() <= kwargs.items()
 
 
 def test_a_wrong_name_lists_ours():
@@ -68,16 +69,32 @@ def test_under_deepspeed_there_is_one_group_and_a_word_about_its_decay(tmp_path,
     assert sum("weight_decay=0.1 acts on biases" in r.message for r in caplog.records) == 1
 
 
-def test_the_rules_of_the_automatic_one_have_names(tmp_path):
-    args = arguments(tmp_path, optim="momo_adam", learning_rate=0.3, optim_args="use_fstar=share,slope=gradient")
-    group = Trainer(Net(), args, train_dataset=Points()).create_optimizer().param_groups[0]
-    assert (group["use_fstar"], group["slope"], group["lr"]) == ("share", "gradient", 0.3)
+def test_under_deepspeed_the_automatic_one_searches_and_does_not_average(tmp_path, caplog):
+    args = TrainingArguments(str(tmp_path), optim="momo_adam_auto", use_cpu=True)
+    args.deepspeed_plugin = object()
+    with caplog.at_level(logging.WARNING):
+        _, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, Net())
+    assert kwargs["lr"] == "auto" and kwargs["averaging"] is False
+    assert sum("iterates are not averaged" in r.message for r in caplog.records) == 1
+
+
+@pytest.mark.parametrize("optim", ["momo", "momo_adam", "momo_adam_auto"])
+def test_any_of_them_searches_and_averages_where_its_arguments_say_so(optim, tmp_path, caplog):
+    args = arguments(tmp_path, optim=optim, learning_rate=0.3, optim_args="lr=auto, averaging=true")
+    with caplog.at_level(logging.WARNING):
+        optimizer = Trainer(Net(), args, train_dataset=Points()).create_optimizer()
+    assert type(optimizer) is METHODS[optim][0] and optimizer.search is not None and optimizer.averages
+    (line,) = [r.message for r in caplog.records if r.name.startswith("momo_hf")]
+    assert "learning_rate=0.3 is not used" in line
+    args = TrainingArguments(str(tmp_path), optim=optim, optim_args="lr=auto,averaging=false", use_cpu=True)
+    optimizer = Trainer(Net(), args, train_dataset=Points()).create_optimizer()
+    assert optimizer.search is not None and not optimizer.averages
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("lbb=1", "no key 'lbb' for MomoAdam; it takes lb, divide, use_fstar"),
+        ("lbb=1", "no key 'lbb' for MomoAdam; it takes lr=auto, lb, divide, use_fstar"),
         ("lr=1", "no key 'lr'.*TrainingArguments of their own"),
         ("lb=low", "lb must be a number, got 'low'"),
         ("foreach=yes please", "foreach must be true or false, got 'yesplease'"),

@@ -14,7 +14,6 @@ from transformers import (
 from momo_hf import (
     Momo,
     MomoAdam,
-    MomoAdamAuto,
     MomoSeq2SeqTrainer,
     MomoTrainer,
     MomoTrainerMixin,
@@ -23,7 +22,8 @@ from momo_hf import (
 from tests.toys import Net, Points, TokenNet
 
 
-METHODS = {"momo": Momo, "momo_adam": MomoAdam, "momo_adam_auto": MomoAdamAuto}
+# What a name makes where a learning rate was given.
+METHODS = {"momo": (Momo, {}), "momo_adam": (MomoAdam, {}), "momo_adam_auto": (MomoAdam, {"averaging": True})}
 
 
 def arguments(tmp_path, cls=TrainingArguments, **options):
@@ -102,8 +102,8 @@ def test_every_trainer_gets_the_loss_of_the_global_batch(trainer_cls, optim, cli
     trainer.train()
     size = batch * accumulation
     batches = [slice(start, start + size) for start in range(0, 24, size)] * 3
-    options = {"beta": 0.9} if optim == "momo" else {}
-    expected = by_hand(batches[:6], METHODS[optim], clip=clip, **options)
+    cls, options = METHODS[optim]
+    expected = by_hand(batches[:6], cls, clip=clip, **options)
     torch.testing.assert_close(step_sizes(trainer), expected, rtol=1e-9, atol=0)
 
 

@@ -22,7 +22,7 @@ def verdict(rows, start, kappa=1.0):
         return "harm", cap
     if k >= 60:
         return (
-            ("the end of the ramp", cap) if strong else ("nothing found", min(1e3 * start, 0.3 * np.sqrt(a_S * end)))
+            ("the end of the ramp", cap) if strong else ("nothing found", min(3e2 * start, 0.3 * np.sqrt(a_S * end)))
         )
     return "", None
 

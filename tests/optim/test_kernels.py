@@ -20,7 +20,9 @@ from momo_hf.optim.kernels.plain import Plain
 
 
 # Every set with its methods, where it is known before the first pass that loss and gradients are finite, and where not.
-PAIRS = dict.fromkeys((entry.kernels, entry.method or cls) for entry in kernels.TABLE for cls in (MomoAdam, Momo))
+# Those in Triton have a test of their own, because they run on no CPU.
+TABLE = [entry for entry in kernels.TABLE if not issubclass(entry.kernels, MultiTensor)]
+PAIRS = dict.fromkeys((entry.kernels, entry.method or cls) for entry in TABLE for cls in (MomoAdam, Momo))
 SETS = [(*pair, known) for pair in PAIRS for known in (True, False) if (pair[0], known) != (Plain, False)]
 SETS = [
     (kernel_set, method, known) for kernel_set, method, known in SETS if known or not issubclass(kernel_set, Fused)
@@ -52,7 +54,7 @@ def passes(kernel_set, method, made, step, ok, known):
     kernel = kernel_set(method, made, scalar(weight), scalar(float(step)), torch.tensor(ok) if known else None)
     factor, decay = (scalar(0.3), scalar(0.01)) if ok else (scalar(0.0), scalar(0.0))
     before = kernel.overlap()
-    return kernel.products()[:3], before, kernel.write(factor, decay, torch.tensor(ok))
+    return kernel.products()[:2], before, kernel.write(factor, decay, torch.tensor(ok))
 
 
 @pytest.mark.parametrize("kernel_set, method, known", SETS)
@@ -65,12 +67,11 @@ def passes(kernel_set, method, made, step, ok, known):
     bad=st.sampled_from([None, float("nan"), float("inf")]),
     weight_decay=st.sampled_from([0.0, 0.1]),
     divide=st.booleans(),
-    slope=st.sampled_from(["momentum", "gradient"]),
 )
 def test_every_set_does_what_the_plain_one_does(
-    kernel_set, method, known, shapes, stored, step, seed, bad, weight_decay, divide, slope
+    kernel_set, method, known, shapes, stored, step, seed, bad, weight_decay, divide
 ):
-    group = {"weight_decay": weight_decay, "divide": divide, "slope": slope}
+    group = {"weight_decay": weight_decay, "divide": divide}
     ours, plain = (bucket(method, shapes, stored, seed, bad, **group) for _ in range(2))
     if issubclass(kernel_set, Fused) and not kernel_set.take(ours, known)[0].roles["param"]:
         return

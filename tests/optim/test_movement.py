@@ -9,7 +9,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from momo_hf.optim import Momo, MomoAdam, MomoAdamAuto
+from momo_hf.optim import Momo, MomoAdam
 from momo_hf.optim.kernels.plain import Plain
 from tests.reference import Reference
 
@@ -37,7 +37,7 @@ def reference_for(optimizer, cls, params):
     arrays = [[p.detach().double().numpy().copy() for p in params]]
     return Reference(
         arrays, [group["lr"]], [group["weight_decay"]], beta2=group["betas"][1] if adam else None,
-        bias_correction=adam, divide=group["divide"], use_fstar=group["use_fstar"], slope=group["slope"],
+        bias_correction=adam, divide=group["divide"], use_fstar=group["use_fstar"],
     )  # fmt: skip
 
 
@@ -100,7 +100,6 @@ METHODS = [
     (MomoAdam, {"lr": 10.0}),
     (MomoAdam, {"lr": 10.0, "weight_decay": 0.02}),
     (MomoAdam, {"lr": 10.0, "weight_decay": 0.02, "divide": False}),
-    (MomoAdamAuto, {"weight_decay": 0.02}),
 ]
 
 
@@ -123,7 +122,6 @@ SHORT = [
     (MomoAdam, {"lr": 10.0}),
     (MomoAdam, {"lr": 1.0, "weight_decay": 1e-4}),
     (MomoAdam, {"lr": 1.0, "weight_decay": 1e-4, "divide": False}),
-    (MomoAdamAuto, {}),
 ]
 
 

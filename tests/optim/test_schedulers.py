@@ -6,9 +6,8 @@ import pytest
 import torch
 import transformers
 
-from momo_hf.optim import Momo, MomoAdam
+from momo_hf.optim import MomoAdam
 from tests.optim.problem import both, least_squares, train
-from tests.reference import Reference
 
 
 def torch_schedules(lr):
@@ -110,17 +109,3 @@ def test_a_warmup_from_zero_does_not_move(cls):
     optimizer.param_groups[0]["lr"] = 0.1
     losses = train(optimizer, backward, 60)
     assert losses[-1] < 0.1 * losses[0]
-
-
-def test_a_share_follows_the_schedule_up_to_the_bound():
-    """A schedule that raises the lr beyond four times its start would otherwise aim below `lb`."""
-    params, backward = least_squares(torch.float64)
-    shape = [p.detach().numpy().copy() for p in params]
-    optimizer = Momo(params, lr=0.05, use_fstar="share", slope="gradient")
-    reference = Reference([shape], [0.05], [0.0], use_fstar="share", slope="gradient")
-    for factor in (1.0, 3.0, 10.0, 30.0):
-        optimizer.param_groups[0]["lr"] = reference.lrs[0] = 0.05 * factor
-        loss = backward()
-        optimizer.step(loss=loss)
-        reference.step(float(loss.detach()), [[p.grad.numpy() for p in params]])
-        assert float(optimizer.param_groups[0]["effective_lr"]) == pytest.approx(reference.tau, rel=1e-9)

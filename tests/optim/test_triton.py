@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from momo_hf.optim import Momo, MomoAdam
-from momo_hf.optim.kernels import multi_tensor, table
+from momo_hf.optim.kernels import launch, table
 from momo_hf.optim.kernels.multi_tensor import MultiTensor, MultiTensorAdam
 from momo_hf.optim.kernels.plain import Plain
 from tests.optim.test_kernels import bucket, passes
@@ -25,7 +25,7 @@ def interpreted():
         from momo_hf.optim.kernels import triton_passes
 
         patch.setattr(triton_passes, "BLOCK", 64)
-        patch.setattr(multi_tensor, "runs_on", lambda device: True)
+        patch.setattr(launch, "runs_on", lambda device: True)
         yield
 
 
@@ -49,7 +49,7 @@ def test_they_do_what_the_plain_passes_do(
 ):
     if bad is not None and shapes[0] == (0,):
         return
-    group = {"weight_decay": weight_decay, "divide": divide, "slope": "momentum"}
+    group = {"weight_decay": weight_decay, "divide": divide}
     ours, plain = (bucket(method, shapes, stored, seed, bad, **group) for _ in range(2))
     before = [t.clone() for tensors in ours.roles.values() for t in tensors]
     assert len(kernel_set.take(ours, known)[0].roles["param"]) == len(shapes)
@@ -89,8 +89,8 @@ def run(cls, steps=8, **options):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_run_is_that_of_the_plain_passes_and_repeats_bit_for_bit(method, kernel_set, monkeypatch):
     monkeypatch.setattr(table, "TABLE", [table.Entry(kernel_set), table.Entry(Plain)])
-    used, original = [], kernel_set.launch
-    monkeypatch.setattr(kernel_set, "launch", lambda self, *a, **k: used.append(self) or original(self, *a, **k))
+    used, original = [], kernel_set.run
+    monkeypatch.setattr(kernel_set, "run", lambda self, *a, **k: used.append(self) or original(self, *a, **k))
     ours = run(method, weight_decay=0.1)
     assert used
     torch.testing.assert_close(run(method, weight_decay=0.1), ours, rtol=0, atol=0)
@@ -123,9 +123,7 @@ def test_what_is_read_and_written(method, known, units, weight_decay, monkeypatc
 
     counted("create_masked_load", 0)
     counted("create_masked_store", 1)
-    made = bucket(
-        method, [(64, 40), (64, 7)], torch.float32, 0, None, weight_decay=weight_decay, slope="momentum", divide=True
-    )
+    made = bucket(method, [(64, 40), (64, 7)], torch.float32, 0, None, weight_decay=weight_decay, divide=True)
     size = 4 * sum(t.numel() for t in made.roles["param"])
     kernel_set = MultiTensorAdam if method is MomoAdam else MultiTensor
     weight, step, ok = torch.tensor(0.1), torch.tensor(3.0), torch.tensor(True)

@@ -51,9 +51,7 @@ class Compiled(Plain):
         for batch in self.batches:
             function = compiled(first_pass_of_tensors, self.method, len(batch), self.usable is not None)
             tensors = [{role: tensor[role] for role in roles} for tensor in batch]
-            sums.append(
-                function(self.method, self.options, tensors, self.weight, self.usable, sampled=self.bucket.sampled)
-            )
+            sums.append(function(self.method, self.options, tensors, self.weight, self.usable))
         return torch.stack(sums).sum(0)
 
     def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> Tensor:
@@ -74,9 +72,8 @@ def first_pass_of_tensors(
     tensors: list[dict[str, Tensor]],
     weight: Tensor,
     usable: Tensor | None,
-    sampled: bool,
 ) -> Tensor:
-    sums = [first_pass(method, options, piece, weight, usable, sampled) for piece in wide(tensors, weight)]
+    sums = [first_pass(method, options, piece, weight, usable) for piece in wide(tensors, weight)]
     return torch.stack([torch.stack(row) for row in sums]).sum(0)
 
 

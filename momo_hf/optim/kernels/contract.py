@@ -51,10 +51,10 @@ class Kernels(ABC):
 
     @abstractmethod
     def products(self) -> Tensor:
-        """First pass, over a bucket that moves: <d, u>, <d, x>, <g, D^{-1} g> and |g|², shape (4,), of this process's part.
+        """First pass, over a bucket that moves: <d, u>, <d, x> and |g|², shape (3,), of this process's part.
 
-        <d, x> is 0 where the bucket does not decay, <g, D^{-1} g> where the samples' slope is not asked for, and |g|²
-        where `usable` is given. There momentum and buffers are written, unless it is False.
+        <d, x> is 0 where the bucket does not decay, and |g|² where `usable` is given. There momentum and buffers are
+        written, unless it is False.
         """
 
     @abstractmethod

@@ -5,7 +5,7 @@ Both kernels leave everything as it is where `found_inf` is 1, so that a skip co
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from momo_hf.optim import chunks
 from momo_hf.optim.buckets import Bucket
-from momo_hf.optim.chunks import Piece, batches
+from momo_hf.optim.chunks import Piece, batches, pieces
 from momo_hf.optim.kernels.plain import Plain, standing
 from momo_hf.optim.model import debias
 
@@ -24,6 +24,10 @@ from momo_hf.optim.model import debias
 ALMOST_1 = 1 - 2**-53
 
 
+# From this size on an inner product of its own costs a tensor less than a place in a pack.
+ALONE = 1 << 12
+# The rows of the workspace: what does not stand in memory as one flat tensor, and u.
+ROWS = {"exp_avg": 0, "param": 1, "direction": 1}
 # One for every thread.
 _kept = threading.local()
 
@@ -33,8 +37,12 @@ class Fused(Plain):
 
     @classmethod
     def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
-        fits = known and bucket.moves and not bucket.sampled and bucket.device.type == "cpu"
+        fits = known and bucket.moves and bucket.device.type == "cpu"
         return (bucket, bucket.empty) if fits and bucket.dtype == torch.float32 else (bucket.empty, bucket)
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        return list(pieces(self.bucket.roles, self.bucket.dtype, self.bucket.group["foreach"] is not False, ALONE))
 
     @cached_property
     def batches(self) -> list[list[Piece]]:
@@ -59,27 +67,25 @@ class Fused(Plain):
                 for piece, tensor in zip(batch, tensors[role]):
                     piece.write(role, tensor)
 
-    def join(self, batch: list[Piece], tensors: dict[str, list[Tensor]], role: str, row: int) -> Tensor:
-        """The role as one flat tensor, from `lists`; a copy is made in a row of the workspace."""
+    def flat(self, batch: list[Piece], tensors: dict[str, list[Tensor]], role: str, index: int) -> Tensor:
+        """The role of one piece of a batch as a flat tensor, from `lists`; what has to be joined is copied to the
+        workspace, where it stays until the next one of the same role.
+        """
         if not self.as_they_are:
-            flat = tensors[role]
-            return flat[0] if len(flat) == 1 else torch.cat(flat)
-        if len(batch) == 1:
-            return batch[0].read(role, out=workspace(row, batch[0].numel))
-        out, start = workspace(row, sum(piece.numel for piece in batch)), 0
-        for piece in batch:
-            part = out[start : start + piece.numel]
-            if (flat := piece.read(role, out=part)) is not part:
-                part.copy_(flat)
-            start += piece.numel
-        return out
+            return tensors[role][index]
+        piece = batch[index]
+        room = workspace(ROWS[role], piece.numel) if len(piece.roles[role]) > 1 else None
+        return piece.read(role, out=room)
 
-    def joined(self, batch: list[Piece], tensors: dict[str, list[Tensor]]) -> tuple[Tensor, Tensor]:
-        """d and x as flat tensors."""
-        return self.join(batch, tensors, "exp_avg", 0), self.join(batch, tensors, "param", 1)
+    def pairs(self, batch: list[Piece], tensors: dict[str, list[Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """d and x of every piece as flat tensors."""
+        for i in range(len(batch)):
+            yield self.flat(batch, tensors, "exp_avg", i), self.flat(batch, tensors, "param", i)
 
-    def take_in(self, batch: list[Piece], tensors: dict[str, list[Tensor]], found_inf: Tensor) -> Tensor:
-        """Write momentum and buffers of a batch; <d, u>."""
+    def take_in(
+        self, batch: list[Piece], tensors: dict[str, list[Tensor]], found_inf: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Write momentum and buffers of a batch; d and u of every piece as flat tensors."""
         raise NotImplementedError
 
     def move(self, tensors: dict[str, list[Tensor]], factor: Tensor, found_inf: Tensor) -> None:
@@ -87,17 +93,18 @@ class Fused(Plain):
         raise NotImplementedError
 
     def products(self) -> Tensor:
-        zero, sums = torch.zeros_like(self.weight), []
+        norms, overlaps, zero = [], [], torch.zeros_like(self.weight)
         found_inf = self.usable.logical_not().to(torch.float32)
         averages = ("exp_avg", *self.method.buffers)
+        roles = ("grad", *averages, *(("param",) if self.bucket.decays else ()))
         for batch in self.batches:
-            tensors = self.lists(batch, ("grad", *averages, *(("param",) if self.bucket.decays else ())))
-            norm, overlap = self.take_in(batch, tensors, found_inf), zero
+            tensors = self.lists(batch, roles)
+            norms += [torch.dot(d, u) for d, u in self.take_in(batch, tensors, found_inf)]
             if self.bucket.decays:
-                overlap = torch.dot(*self.joined(batch, tensors))
+                overlaps += [torch.dot(d, x) for d, x in self.pairs(batch, tensors)]
             self.put_back(batch, tensors, averages)
-            sums += [norm, overlap, zero, zero]
-        return torch.stack(sums).view(-1, 4).sum(0) if sums else self.weight.new_zeros(4)
+        sums = [torch.stack(column).sum() if column else zero for column in (norms, overlaps)]
+        return torch.stack([*sums, zero])
 
     def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> Tensor:
         bucket, zero, sums = self.bucket, torch.zeros_like(self.weight), []
@@ -109,8 +116,8 @@ class Fused(Plain):
             self.move(tensors, factor, found_inf)
             if bucket.decays and bucket.group["divide"]:
                 torch._foreach_div_(tensors["param"], after)
-            momentum, param = self.joined(batch, tensors)
-            sums += standing(momentum, param, bucket.stored, zero)
+            for momentum, param in self.pairs(batch, tensors):
+                sums += standing(momentum, param, bucket.stored, zero)
             self.put_back(batch, tensors, ("param",))
         torch.autograd.graph.increment_version(bucket.roles["param"])  # a fused kernel does not
         return torch.stack(sums).view(-1, 2).sum(0) if sums else self.weight.new_zeros(2)
@@ -119,10 +126,13 @@ class Fused(Plain):
 class FusedMomentum(Fused):
     """MoMo by SGD's kernel, which with a decay of -1 and a lr of -(1-β) is an average: d + (1-β) (g - d)."""
 
-    def take_in(self, batch: list[Piece], tensors: dict[str, list[Tensor]], found_inf: Tensor) -> Tensor:
+    def take_in(
+        self, batch: list[Piece], tensors: dict[str, list[Tensor]], found_inf: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         sgd(tensors["exp_avg"], tensors["grad"], -self.weight, found_inf, weight_decay=-1.0)
-        momentum = self.join(batch, tensors, "exp_avg", 0)
-        return torch.dot(momentum, momentum)
+        for i in range(len(batch)):
+            momentum = self.flat(batch, tensors, "exp_avg", i)
+            yield momentum, momentum
 
     def move(self, tensors: dict[str, list[Tensor]], factor: Tensor, found_inf: Tensor) -> None:
         sgd(tensors["param"], tensors["exp_avg"], factor, found_inf)
@@ -139,13 +149,22 @@ class FusedAdam(Fused):
         fits = bucket.group["bias_correction"] and small
         return super().take(bucket, known) if fits else (bucket.empty, bucket)
 
-    def take_in(self, batch: list[Piece], tensors: dict[str, list[Tensor]], found_inf: Tensor) -> Tensor:
-        sizes = [t.numel() for t in tensors["grad"]]
-        direction = workspace(1, sum(sizes)).zero_()
+    @cached_property
+    def rho(self) -> Tensor:
+        return debias(self.bucket.options["betas"][0], self.step)
+
+    def take_in(
+        self, batch: list[Piece], tensors: dict[str, list[Tensor]], found_inf: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = [piece.numel for piece in batch]
+        direction = workspace(ROWS["direction"], sum(parts)).zero_()
+        sizes = parts if len(parts) == len(tensors["grad"]) else [t.numel() for t in tensors["grad"]]
         directions = [u.view_as(g) for u, g in zip(direction.split(sizes), tensors["grad"])]
-        rho = debias(self.bucket.options["betas"][0], self.step)
-        self._adam(directions, tensors["grad"], tensors, -rho, self.step, self.bucket.options["betas"][1], found_inf)
-        return torch.dot(self.join(batch, tensors, "exp_avg", 0), direction)
+        self._adam(
+            directions, tensors["grad"], tensors, -self.rho, self.step, self.bucket.options["betas"][1], found_inf
+        )
+        for i, part in enumerate(direction.split(parts)):
+            yield self.flat(batch, tensors, "exp_avg", i), part
 
     def move(self, tensors: dict[str, list[Tensor]], factor: Tensor, found_inf: Tensor) -> None:
         # The number of steps after which 1 - ALMOST_1^k is the correction of v; that of d is 1 after so many.
@@ -182,7 +201,7 @@ class FusedAdam(Fused):
 
 
 def workspace(row: int, size: int) -> Tensor:
-    """Room for a batch in one of two rows, in float32. It is kept: the system takes longer to give so much memory and to
+    """Room for a batch in one of the rows, in float32. It is kept: the system takes longer to give so much memory and to
     take it back than the computing takes.
     """
     rows = getattr(_kept, "rows", None)

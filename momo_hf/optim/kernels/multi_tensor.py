@@ -1,7 +1,6 @@
 """The passes of MoMo and MoMo-Adam over lists of tensors on an accelerator, by kernels in Triton."""
 
 import functools
-import importlib.util
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from momo_hf.optim.buckets import Bucket
+from momo_hf.optim.kernels import launch
 from momo_hf.optim.kernels.plain import Plain
 
 
@@ -49,7 +49,7 @@ class MultiTensor(Plain):
 
     @classmethod
     def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
-        fits = bucket.moves and not bucket.sampled and bucket.dtype == torch.float32 and runs_on(bucket.device)
+        fits = bucket.moves and bucket.dtype == torch.float32 and launch.runs_on(bucket.device)
         if not fits or len({g.dtype for g in bucket.roles["grad"]}) > 1:
             return bucket.empty, bucket
         return bucket.split(lambda row: all(map(Tensor.is_contiguous, row)))
@@ -68,25 +68,26 @@ class MultiTensor(Plain):
         columns += [(0,) * len(sizes)] * (4 - len(columns))
         return tables_of(tuple(columns), sizes, self.bucket.device, self.passes.BLOCK)
 
-    def launch(self, kernel: Any, sums: Tensor, step: list[Tensor], **how: bool) -> Tensor:
-        """Run a pass over all blocks; the sums over them."""
-        options, roles = self.bucket.options, self.bucket.roles
-        if len(sums):
-            kernel[(len(sums),)](
-                self.tables.places,
-                self.tables.blocks,
-                sums,
-                torch.stack([value.to(torch.float32) for value in step]),
-                param_dtype=triton_dtype(roles["param"][0].dtype),
-                grad_dtype=triton_dtype(roles["grad"][0].dtype),
-                beta2=options["betas"][1] if self.adam else 0.0,
-                eps=options["eps"] if self.adam else 0.0,
-                adam=self.adam,
-                decays=self.bucket.decays,
-                known=self.usable is not None,
-                block=self.passes.BLOCK,
-                **how,
-            )
+    def run(self, kernel: Any, width: int, *numbers: Tensor, **how: bool) -> Tensor:
+        """Run a pass over all blocks; the sums over them, shape (width,)."""
+        options, roles, programs = self.bucket.options, self.bucket.roles, len(self.tables.blocks)
+        if not programs:
+            return self.weight.new_zeros(width)
+        sums = self.weight.new_empty(programs, width)
+        launch.launch(
+            kernel,
+            programs,
+            *(self.tables.places, self.tables.blocks, sums, *numbers),
+            param_dtype=triton_dtype(roles["param"][0].dtype),
+            grad_dtype=triton_dtype(roles["grad"][0].dtype),
+            beta2=options["betas"][1] if self.adam else 0.0,
+            eps=options["eps"] if self.adam else 0.0,
+            adam=self.adam,
+            decays=self.bucket.decays,
+            known=self.usable is not None,
+            block=self.passes.BLOCK,
+            **how,
+        )
         return sums.sum(0)
 
     @cached_property
@@ -94,16 +95,12 @@ class MultiTensor(Plain):
         return self.options["rsqrt_correction2"] if self.adam else self.weight
 
     def products(self) -> Tensor:
-        sums = self.weight.new_zeros(len(self.tables.blocks), 3)
-        ok = torch.ones_like(self.weight) if self.usable is None else self.usable
-        step = [self.weight, self.correction, self.weight, self.weight, ok]
-        norm, overlap, size = self.launch(self.passes.first_pass, sums, step).unbind()
-        return torch.stack([norm, overlap, torch.zeros_like(norm), size])
+        ok = self.weight if self.usable is None else self.usable  # not read where it is None
+        return self.run(self.passes.first_pass, 3, self.weight, self.correction, ok)
 
     def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> Tensor:
-        sums = self.weight.new_zeros(len(self.tables.blocks), 2)
-        step = [self.weight, self.correction, factor, decay, ok]
-        found = self.launch(self.passes.second_pass, sums, step, divide=self.bucket.group["divide"])
+        numbers = (self.weight, self.correction, factor, decay, ok)
+        found = self.run(self.passes.second_pass, 2, *numbers, divide=self.bucket.group["divide"])
         torch.autograd.graph.increment_version(self.bucket.roles["param"])
         return found
 
@@ -112,11 +109,6 @@ class MultiTensorAdam(MultiTensor):
     """The same for MoMo-Adam."""
 
     adam = True
-
-
-def runs_on(device: torch.device) -> bool:
-    """Whether Triton is there and makes code for the device."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def triton_dtype(dtype: torch.dtype) -> Any:

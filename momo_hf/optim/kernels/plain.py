@@ -31,10 +31,10 @@ class Plain(Kernels):
         sums = []
         for piece in self.pieces:
             tensors = {role: piece.read(role) for role in roles}
-            sums += first_pass(self.method, self.options, tensors, self.weight, self.usable, self.bucket.sampled)
+            sums += first_pass(self.method, self.options, tensors, self.weight, self.usable)
             if self.usable is not None:
                 self._put_back(piece, tensors, ("exp_avg", *self.method.buffers))
-        return torch.stack(sums).view(-1, 4).sum(0) if sums else self.weight.new_zeros(4)
+        return torch.stack(sums).view(-1, 3).sum(0) if sums else self.weight.new_zeros(3)
 
     def overlap(self) -> Tensor:
         sums = [inner_product(piece.read("exp_avg"), piece.read("param")) for piece in self.pieces]
@@ -70,10 +70,9 @@ def first_pass(
     piece: dict[str, Tensor],
     weight: Tensor,
     usable: Tensor | None,
-    sampled: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """<d, u>, where the parameter is given <d, x>, where `sampled` <g, D^{-1} g>, and where nobody knows whether the
-    gradients are finite |g|², of one flat piece. Where it is known, d and the buffers are written, in place.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """<d, u>, where the parameter is given <d, x>, and where nobody knows whether the gradients are finite |g|², of one
+    flat piece. Where it is known, d and the buffers are written, in place.
     """
     zero = torch.zeros_like(weight)
     if usable is None:
@@ -81,24 +80,23 @@ def first_pass(
         momentum = lerp(piece["exp_avg"], grad, weight)
         buffers = method.update_buffers(grad, {name: piece[name] for name in method.buffers}, options)
     else:
-        grad, size = take_in(method, options, piece, weight, usable), zero
+        take_in(method, options, piece, weight, usable)
+        size = zero
         momentum, buffers = piece["exp_avg"], {name: piece[name] for name in method.buffers}
     norm = inner_product(momentum, method.precondition(momentum, buffers, options))
     overlap = inner_product(momentum, piece["param"]) if "param" in piece else zero
-    sample = inner_product(grad, method.precondition(grad, buffers, options)) if sampled else zero
-    return norm, overlap, sample, size
+    return norm, overlap, size
 
 
 def take_in(
     method: type[Method], options: dict[str, Any], piece: dict[str, Tensor], weight: Tensor, ok: Tensor
-) -> Tensor:
-    """Write d and the buffers of one flat piece in place, unless `ok` is False; the gradient that they took in."""
+) -> None:
+    """Write d and the buffers of one flat piece in place, unless `ok` is False."""
     grad, kept = zero_unless(ok, piece["grad"]), ok.to(weight.dtype)
     buffers = {name: piece[name] for name in method.buffers}
     for name, new in method.update_buffers(grad, buffers, options).items():
         lerp(piece[name], new, kept, out=piece[name])
     lerp(piece["exp_avg"], grad, weight * kept, out=piece["exp_avg"])
-    return grad
 
 
 def second_pass(

@@ -13,8 +13,6 @@ import triton.language as tl
 BLOCK = 2048
 # Where the roles stand in a row of `places`.
 PARAM, GRAD, MOMENTUM, SECOND, SIZE = (tl.constexpr(i) for i in range(5))
-# Where the numbers of a step stand in the vector that both passes are given.
-WEIGHT, CORRECTION, FACTOR, DECAY, OK = (tl.constexpr(i) for i in range(5))
 
 
 @triton.jit
@@ -64,7 +62,9 @@ def first_pass(
     places,
     blocks,
     sums,
-    step,
+    weight,
+    correction,
+    ok,
     param_dtype: tl.constexpr,
     grad_dtype: tl.constexpr,
     beta2: tl.constexpr,
@@ -81,23 +81,32 @@ def first_pass(
     size = tl.load(places + tensor * 5 + SIZE)
     mask = offsets < size
     before = _momentum(places, tensor, offsets, mask)
-    g, d, v = _averages(places, tensor, offsets, mask, before, tl.load(step + WEIGHT), grad_dtype, beta2, adam)
+    g, d, v = _averages(places, tensor, offsets, mask, before, tl.load(weight), grad_dtype, beta2, adam)
+    overlap = 0.0
+    norm = 0.0
     if known:
-        _store(places, tensor, offsets, offsets < size * tl.load(step + OK).to(tl.int64), d, v, adam)
+        _store(places, tensor, offsets, offsets < size * tl.load(ok).to(tl.int64), d, v, adam)
     else:
-        tl.store(sums + row * 3 + 2, tl.sum(g * g))
-    tl.store(sums + row * 3, tl.sum(d * _direction(d, v, mask, tl.load(step + CORRECTION), eps, adam)))
+        norm = tl.sum(g * g)
     if decays:
         x = tl.load(_at(places, tensor, PARAM, param_dtype) + offsets, mask=mask, other=0.0).to(tl.float32)
-        tl.store(sums + row * 3 + 1, tl.sum(d * x))
+        overlap = tl.sum(d * x)
+    tl.store(sums + row * 3, tl.sum(d * _direction(d, v, mask, tl.load(correction), eps, adam)))
+    tl.store(sums + row * 3 + 1, overlap)
+    tl.store(sums + row * 3 + 2, norm)
 
 
-@triton.jit
+# Numbers of several groups stand side by side in memory; the place of one must not make another kernel of it.
+@triton.jit(do_not_specialize_on_alignment=["factor", "decay"])
 def second_pass(
     places,
     blocks,
     sums,
-    step,
+    weight,
+    correction,
+    factor,
+    decay,
+    ok,
     param_dtype: tl.constexpr,
     grad_dtype: tl.constexpr,
     beta2: tl.constexpr,
@@ -114,10 +123,7 @@ def second_pass(
     offsets = tl.load(blocks + row * 2 + 1) + tl.arange(0, block)
     size = tl.load(places + tensor * 5 + SIZE)
     mask = offsets < size
-    ok = tl.load(step + OK)
-    written = offsets < size * ok.to(tl.int64)
-    factor = tl.load(step + FACTOR)
-    decay = tl.load(step + DECAY)
+    written = offsets < size * tl.load(ok).to(tl.int64)
     before = _momentum(places, tensor, offsets, mask)
     if known:
         d = before
@@ -125,17 +131,17 @@ def second_pass(
         if adam:
             v = tl.load(_at(places, tensor, SECOND, tl.float32) + offsets, mask=mask, other=0.0)
     else:
-        g, d, v = _averages(places, tensor, offsets, mask, before, tl.load(step + WEIGHT), grad_dtype, beta2, adam)
+        g, d, v = _averages(places, tensor, offsets, mask, before, tl.load(weight), grad_dtype, beta2, adam)
         _store(places, tensor, offsets, written, d, v, adam)
         d = tl.where(written, d, before)
     place = _at(places, tensor, PARAM, param_dtype) + offsets
     x = tl.load(place, mask=mask, other=0.0).to(tl.float32)
     new = x
     if decays and not divide:
-        new *= 1 - decay
-    new -= factor * _direction(d, v, mask, tl.load(step + CORRECTION), eps, adam)
+        new *= 1 - tl.load(decay)
+    new -= tl.load(factor) * _direction(d, v, mask, tl.load(correction), eps, adam)
     if decays and divide:
-        new /= 1 + decay
+        new /= 1 + tl.load(decay)
     new = tl.where(written, new, x)
     stored = new.to(param_dtype)
     tl.store(place, stored, mask=written)

@@ -1,0 +1,110 @@
+"""What a Trainer shows of a search for the cap: its logs, its files, its words."""
+
+import json
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Trainer
+
+from momo_hf import MomoAdam
+from momo_hf.integrations.search_report import SearchReport
+from tests.integrations.test_transformers import arguments
+from tests.toys import Net, Points
+
+
+def train(folder, steps=70, **options):
+    args = arguments(folder, optim="momo_adam_auto", optim_args="lr=auto", max_steps=steps, **options)
+    trainer = Trainer(Net(), args, train_dataset=Points())
+    trainer.train(resume_from_checkpoint=options.get("resume_from_checkpoint"))
+    return trainer, trainer.optimizer.search
+
+
+def test_a_trainer_logs_the_ramp_and_then_the_cap_whatever_the_schedule_takes_off(tmp_path):
+    trainer, search = train(tmp_path, steps=100, lr_scheduler_type="linear")
+    logs = trainer.state.log_history[:100]
+    for name in ("momo/cap", "learning_rate", "momo/effective_lr"):
+        assert [entry[name] for entry in logs[: search.steps - 1]] == pytest.approx(search.step_sizes[:-1])
+    expected = search.cap * np.minimum(np.arange(1, 101 - search.steps) / search.steps, 1)
+    for name in ("momo/cap", "learning_rate"):
+        assert [entry[name] for entry in logs[search.steps :]] == pytest.approx(expected, rel=1e-5, abs=1e-12)
+    assert all(0 <= entry["momo/effective_lr"] <= search.cap * 1.0001 for entry in logs[search.steps :])
+
+
+def test_a_trainer_goes_on_bit_for_bit_from_any_phase(tmp_path):
+    """The checkpoints hold the averaged weights, or during the search those of the ramp, beside a state of the same mode."""
+    saving = {"save_strategy": "steps", "save_steps": 20}
+    whole, search = train(tmp_path / "whole", steps=75, **saving)
+    assert 20 < search.steps < 60
+    for step in (20, 60):
+        checkpoint = str(tmp_path / "whole" / f"checkpoint-{step}")
+        resumed, found = train(tmp_path / f"{step}", steps=75, resume_from_checkpoint=checkpoint, **saving)
+        assert found == search
+        assert all(map(torch.equal, resumed.model.parameters(), whole.model.parameters()))
+
+
+def test_the_files_hold_what_was_seen(tmp_path):
+    _, search = train(tmp_path)
+    assert json.loads((tmp_path / "search.json").read_text()) == search._asdict()
+    with Image.open(tmp_path / "search.png") as image:
+        assert image.size == (770, 550) and len(set(image.convert("RGB").getdata())) > 100
+
+
+def test_a_run_that_ends_in_the_middle_of_the_search_says_so_and_shows_what_there_is(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, steps=20)
+    (line,) = [r.message for r in caplog.records if r.message.startswith("Training ended")]
+    assert "after 20 steps of the search" in line
+    found = json.loads((tmp_path / "search.json").read_text())
+    assert found["cap"] is None and found["steps"] == len(found["losses"]) == 20 and (tmp_path / "search.png").exists()
+
+
+def test_a_run_that_goes_on_after_the_search_leaves_the_files(tmp_path):
+    _, search = train(tmp_path, save_strategy="steps", save_steps=65)
+    (tmp_path / "search.json").unlink()
+    _, resumed = train(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-65"))
+    assert resumed == search and not (tmp_path / "search.json").exists()
+
+
+def report(folder, writes=True):
+    """A report whose search is over."""
+    model, data = Net(), Points()
+    optimizer = MomoAdam(model.parameters(), lr="auto")
+    made = SearchReport(optimizer, folder, writes)
+    for _ in range(62):
+        loss = model(data.inputs, data.labels)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(loss=loss)
+        made.after_step()
+    assert optimizer.search.cap is not None
+    return made
+
+
+def test_one_process_writes(tmp_path):
+    report(tmp_path / "other", writes=False)
+    assert not (tmp_path / "other").exists()
+    report(tmp_path / "main")
+    assert sorted(path.name for path in (tmp_path / "main").iterdir()) == ["search.json", "search.png"]
+
+
+def test_without_matplotlib_the_numbers_are_there_and_a_word(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["search.json"]
+    assert sum("pip install matplotlib" in r.message for r in caplog.records) == 1
+
+
+def test_a_folder_that_cannot_be_written_does_not_end_the_training(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    report(tmp_path / "file")
+    assert sum("could not be written" in r.message for r in caplog.records) == 1
+
+
+def test_a_given_learning_rate_leaves_no_files(tmp_path):
+    args = arguments(tmp_path, optim="momo_adam_auto")
+    Trainer(Net(), args, train_dataset=Points()).train()
+    assert list(tmp_path.glob("search.*")) == []
