@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
             loop.log({"eval_loss": loss})
             show(when)
 
-    if loop.step == 0:
+    if loop.step == 0 and loop.is_due("eval"):
         evaluate("before")
     model.train()
     for batch in loop.batches():
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
         save_trained(accelerator, model, pipeline, rank, text_encoder, output)
     if accelerator.is_main_process:
         seconds = time.perf_counter() - start
-        first, *later = loop.logged("eval_loss")
+        first, *later = loop.logged("eval_loss") or [None]
         metrics = {"first_eval_loss": first, "eval_loss": later[-1] if later else None}
         more = {"history": loop.history, "accuracy": accuracies}
         found = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, **more)

@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
         if accelerator.is_main_process:
             save_grid(images, Path(args.output_dir) / "samples" / f"step-{loop.step:06d}.png", columns=10)
 
-    if loop.step == 0:
+    if loop.step == 0 and loop.is_due("eval"):
         evaluate()
     model.train()
     for batch in loop.batches():
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
         with write_errors_named(Path(args.output_dir)):
             DDPMPipeline(trained, noise_scheduler).save_pretrained(args.output_dir)
         seconds = time.perf_counter() - start
-        first, *later = loop.logged("eval_loss")
+        first, *later = loop.logged("eval_loss") or [None]
         metrics = {"first_eval_loss": first, "eval_loss": later[-1] if later else None}
         path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, history=loop.history)
         print(

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from momo_hf.integrations.accelerate import momo_metrics
+from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
+from momo_hf.integrations.search_report import SearchReport
 from momo_hf.recipes.errors import InputError
 from momo_hf.recipes.outputs import remove_old_run, rotate, whole_folder, write_json
 
@@ -86,7 +87,7 @@ def number_of_steps(args: TrainingArguments, loader: DataLoader, accelerator: Ac
 
 
 class Loop:
-    """Steps, epochs, logs and checkpoints of one run.
+    """Steps, epochs, logs and checkpoints of one run; and what a search for the cap has seen, in `search.json` and `.png`.
 
     Args:
         args: of the Trainer; `logging_steps`, `eval_steps`, `save_steps` count optimizer steps, and the strategies
@@ -95,7 +96,7 @@ class Loop:
         optimizer: prepared.
         loader: prepared.
         steps: from `number_of_steps`.
-        ema: averaged weights, or None.
+        ema: averaged weights, or None; not used where the optimizer averages the weights itself.
     """
 
     def __init__(
@@ -109,6 +110,10 @@ class Loop:
     ) -> None:
         self.args, self.accelerator, self.optimizer, self.loader, self.ema = args, accelerator, optimizer, loader, ema
         self.step, self.steps = 0, steps
+        self._momo = unwrap_optimizer(optimizer)
+        if ema is not None and self._momo is not None and self._momo.averages:
+            logger.info("The optimizer averages the weights itself, so that no EMA is needed, and none is kept.")
+            self.ema = None
         self.history: list[dict[str, float]] = []
         self._steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
         self._losses: list[Tensor] = []
@@ -120,6 +125,9 @@ class Loop:
         set_seed(args.seed, device_specific=True)
         if args.resume_from_checkpoint:
             self._resume(Path(args.resume_from_checkpoint))
+        self._report = None
+        if self._momo is not None:
+            self._report = SearchReport(self._momo, args.output_dir, accelerator.is_main_process)
         self._bar = tqdm(
             total=steps, initial=self.step, disable=args.disable_tqdm or not accelerator.is_local_main_process
         )
@@ -153,12 +161,19 @@ class Loop:
             return False
         self.step += 1
         self._bar.update()
-        if self.ema is not None:
+        if self.ema is not None and not (self._momo is not None and self._momo.searching):
             self.ema.step(self._parameters())
+        if self._report is not None:
+            self._report.after_step()
+            if self.step == self.steps:
+                self._report.at_end()
         if self.step % self.args.logging_steps == 0 or self.step == 1:
             mean = self.accelerator.reduce(torch.stack(self._losses).float().mean(), "mean").item()
+            metrics = momo_metrics(self.optimizer)
             lr = max(group["lr"] for group in self.optimizer.param_groups)
-            self.log({"loss": mean, "learning_rate": float(lr), **momo_metrics(self.optimizer)})
+            if self._momo is not None and self._momo.search is not None:
+                lr = metrics["momo/cap"]  # the schedule's number is but a share of the cap
+            self.log({"loss": mean, "learning_rate": float(lr), **metrics})
             self._losses = []
         return True
 

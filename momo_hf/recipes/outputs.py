@@ -29,7 +29,7 @@ from momo_hf.recipes.errors import InputError
 
 UNFINISHED = "unfinished"
 # What a new run would overwrite or mix with its own. A log of the shell or a data cache may lie there.
-TRACES = (f"{PREFIX_CHECKPOINT_DIR}-*", "*.json", "*.safetensors", "*.bin", "run", "runs", "samples")
+TRACES = (f"{PREFIX_CHECKPOINT_DIR}-*", "*.json", "*.safetensors", "*.bin", "run", "runs", "samples", "search.png")
 
 
 @dataclass
@@ -128,7 +128,7 @@ def remove_old_run(args: RunArguments) -> None:
         for path in map(folder.joinpath, (*(_traces(folder) if args.overwrite_output_dir else ()), UNFINISHED)):
             if path.name in (UNFINISHED, "run", "runs", "samples") or _re_checkpoint.search(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.name in ("results.json", TRAINER_STATE_NAME):
+            elif path.name in ("results.json", "search.json", "search.png", TRAINER_STATE_NAME):
                 path.unlink()
 
 

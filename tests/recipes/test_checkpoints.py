@@ -264,5 +264,5 @@ def test_training_arguments_are_read_elsewhere_or_the_readme_has_the_error(tmp_p
     assert found == ["momo_adam", "momo_adam"]
     assert without_import.startswith("ValueError: momo_adam is not a valid OptimizerNames")
     assert without_package.startswith("ModuleNotFoundError: ") and "momo_hf" in without_package
-    readme = Path("README.md").read_text("utf-8")
+    readme = Path("configs/README.md").read_text("utf-8")
     assert "momo_adam is not a valid OptimizerNames" in readme and "No module named 'momo_hf'" in readme

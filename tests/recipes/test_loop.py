@@ -59,6 +59,38 @@ def test_a_killed_loop_goes_on_as_if_nothing_had_been(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-6"]
 
 
+def test_a_loop_shows_its_search_and_averages_no_steps_of_it(tmp_path):
+    searching = {"optim_args": "lr=auto", "save_strategy": "no"}
+    loop, model = run_loop(tmp_path / "middle", max_steps=10, **searching)
+    assert all(map(torch.equal, loop.ema.shadow_params, Net().parameters()))
+    assert not all(map(torch.equal, model.parameters(), Net().parameters()))
+    assert json.loads((tmp_path / "middle" / "search.json").read_text())["cap"] is None
+    loop, model = run_loop(tmp_path / "whole", max_steps=70, lr_scheduler_type="constant", **searching)
+    search = loop.optimizer.search
+    assert json.loads((tmp_path / "whole" / "search.json").read_text()) == search._asdict()
+    assert (tmp_path / "whole" / "search.png").exists()
+    assert loop.ema.optimization_step == 70 - search.steps
+    last = loop.history[-1]
+    assert (
+        last["learning_rate"]
+        == last["momo/cap"]
+        == pytest.approx(search.cap * min(1, (70 - search.steps) / search.steps))
+    )
+
+
+def test_a_loop_keeps_no_ema_where_the_optimizer_averages(tmp_path):
+    loop, model = run_loop(tmp_path, optim_args="averaging=true", lr_scheduler_type="constant")
+    assert loop.ema is None
+    z = [loop.optimizer.state[p]["z"] for p in model.parameters()]
+    y = [p.detach().clone() for p in model.parameters()]
+    with loop.evaluation():
+        for p, ours, theirs in zip(model.parameters(), y, z):
+            torch.testing.assert_close(p, (ours - 0.1 * theirs) / 0.9)
+    torch.testing.assert_close([p.detach() for p in model.parameters()], y)
+    saved = torch.load(tmp_path / "checkpoint-6" / "optimizer.bin", weights_only=True)
+    assert saved["param_groups"][0]["train_mode"]
+
+
 class Evil:
     def __init__(self, path):
         self.path = str(path)

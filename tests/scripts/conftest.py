@@ -1,14 +1,14 @@
 """Run a script as a user would, in a process of its own."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.processes import start
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def documented(word):

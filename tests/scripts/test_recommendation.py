@@ -17,7 +17,7 @@ def test_the_demo_and_a_streamed_file(run_script, tmp_path, monkeypatch):
     script = ["scripts/run_recommendation.py", "configs/recommendation/demo.yaml", "--disable_tqdm", "True"]
     script += ["--use_cpu", "True", "--logging_steps", 5]
     demo = tmp_path / "demo"
-    shown = run_script(*script, "--output_dir", demo, "--max_steps", 150).stdout
+    shown = run_script(*script, "--output_dir", demo, "--max_steps", 150, cold=True).stdout
     metrics = json.loads((demo / "results.json").read_text())["metrics"]
     assert f"(best reachable {metrics['best_log_loss']:.4f})" in shown
     assert metrics["best_log_loss"] < metrics["eval_log_loss"] and metrics["eval_normalized_entropy"] < 0.95

@@ -30,7 +30,7 @@ def test_train_resume_and_use(run_script, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     once, twice = tmp_path / "once", tmp_path / "twice"
-    ended = run_script(*SCRIPT, "--output_dir", once, "--num_train_epochs", 2, "--save_total_limit", 2)
+    ended = run_script(*SCRIPT, "--output_dir", once, "--num_train_epochs", 2, "--save_total_limit", 2, cold=True)
     assert "BLEU" in ended.stdout and ended.stdout.count("\n> ") == 4
     assert "missing keys" not in ended.stderr
 

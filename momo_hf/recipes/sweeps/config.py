@@ -14,6 +14,7 @@ from filelock import FileLock
 from sqlalchemy.exc import SQLAlchemyError
 from transformers import Trainer, TrainingArguments
 
+from momo_hf.optim.searching import AUTO
 from momo_hf.recipes.config_file import read_config, unknown_name
 from momo_hf.recipes.errors import InputError
 
@@ -77,6 +78,12 @@ class Sweep:
             raise InputError(
                 f"`learning_rates` must be a list of positive numbers, such as [1e-3, 1e-2], got {grid!r}."
             )
+        if searches(options):
+            if options.get("learning_rates"):
+                raise InputError(
+                    f"`learning_rates` must be empty where the optimizer searches for its own, got {grid!r}."
+                )
+            grid = []
         return sorted({*map(float, grid), default_lr(options)})
 
     @property
@@ -163,7 +170,16 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def default_lr(options: dict[str, Any]) -> float:
-    """The default of the optimizer's class for `lr`, by the arguments that make the optimizer."""
+    """The default of the optimizer's class for `lr`, by the arguments that make the optimizer; 1 where it searches for it."""
+    cls, kwargs = _made(options)
+    return 1.0 if kwargs.get("lr") == AUTO else float(inspect.signature(cls).parameters["lr"].default)
+
+
+def searches(options: dict[str, Any]) -> bool:
+    """Whether the optimizer that these arguments make searches for its learning rate, so that none is to be given."""
+    return _made(options)[1].get("lr") == AUTO
+
+
+def _made(options: dict[str, Any]) -> tuple[type, dict[str, Any]]:
     made = {key: value for key, value in options.items() if key in ("optim", "optim_args")}
-    cls, _ = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("unused", report_to=[], use_cpu=True, **made))
-    return float(inspect.signature(cls).parameters["lr"].default)
+    return Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("unused", report_to=[], use_cpu=True, **made))

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from momo_hf.recipes.sweeps.config import Sweep
+from momo_hf.recipes.sweeps.config import Sweep, searches
 from momo_hf.recipes.sweeps.results import averages
 
 
@@ -57,6 +57,11 @@ def _final_values(axes: Axes, sweep: Sweep, means: pd.DataFrame, colors: dict) -
     edge = high if sweep.direction == "minimize" else low
     for name, color in colors.items():
         own = means[means["optimizer"] == name].sort_values("learning_rate")
+        if searches(sweep.optimizers[name]):
+            # At no learning rate of its own, so at all of them.
+            axes.axhspan(own["min"].iloc[0], own["max"].iloc[0], color=color, alpha=0.15, linewidth=0)
+            axes.axhline(own["mean"].iloc[0], color=color, label=f"{name} (searches)", linestyle="--")
+            continue
         alone = {"marker": "*", "markersize": 13} if len(own) == 1 else {"marker": "o", "markersize": 4}
         axes.plot(own["learning_rate"], own["mean"], color=color, label=name, **alone)
         axes.fill_between(own["learning_rate"], own["min"], own["max"], color=color, alpha=0.15, linewidth=0)

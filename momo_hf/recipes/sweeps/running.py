@@ -15,7 +15,8 @@ import optuna
 from accelerate.state import AcceleratorState, GradientState
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from momo_hf.recipes.sweeps.config import Sweep
+from momo_hf.optim.searching import AUTO
+from momo_hf.recipes.sweeps.config import Sweep, searches
 
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,11 @@ def run_trial(sweep: Sweep, name: str, main: Callable[[list[str]], Any], trial: 
 def command(sweep: Sweep, name: str, lr: float, seed: int, folder: Path) -> list[str]:
     """The arguments of one run of the script."""
     options = {key: value for key, value in sweep.optimizers[name].items() if key != "learning_rates"}
-    options = {**sweep.arguments, **options, "learning_rate": lr, "seed": seed, "output_dir": str(folder)}
+    if searches(options):  # whatever learning rate the config has
+        options["optim_args"] = ",".join(filter(None, (options.get("optim_args"), f"lr={AUTO}")))
+    else:
+        options["learning_rate"] = lr
+    options = {**sweep.arguments, **options, "seed": seed, "output_dir": str(folder)}
     options["overwrite_output_dir"] = True  # what is there is of a run that was interrupted
     return [sweep.config, *(f"--{key}={value}" for key, value in options.items())]
 

@@ -63,7 +63,7 @@ def test_a_sweep_has_its_legend_under_the_curves(figures, tmp_path):
     figure = figures[0]
     assert all(axes.get_legend() is None for axes in figure.axes)
     (legend,) = figure.legends
-    texts = [text.get_text().split(",")[0] for text in legend.get_texts()]
+    texts = [text.get_text().split(",")[0].removesuffix(" (searches)") for text in legend.get_texts()]
     assert texts == list(sweep.optimizers)
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     assert_apart([*boxes, legend.get_window_extent()])

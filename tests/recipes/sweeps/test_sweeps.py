@@ -17,7 +17,7 @@ from momo_hf.recipes.errors import InputError
 from momo_hf.recipes.sweeps.config import default_lr, load_sweep
 from momo_hf.recipes.sweeps.figures import plot_sweep
 from momo_hf.recipes.sweeps.results import collect, decades, finished, summary
-from momo_hf.recipes.sweeps.running import point, reserve, work
+from momo_hf.recipes.sweeps.running import command, point, reserve, work
 from tests.processes.progress import Progress
 from tests.processes.start import start
 
@@ -212,7 +212,19 @@ def test_decades():
 
 def test_defaults_are_those_of_the_classes():
     assert default_lr({"optim": "adamw_torch"}) == 1e-3 and default_lr({"optim": "momo_adam"}) == 1e-2
-    assert default_lr({"optim": "momo_adam_auto"}) == 1.0
+
+
+def test_an_optimizer_that_searches_is_given_no_learning_rate(sweep_file):
+    optimizers = {"auto": {"optim": "momo_adam_auto", "learning_rates": []}, "adamw": {"optim": "adamw_torch"}}
+    optimizers["momo"] = {"optim": "momo", "optim_args": "lb=0.5,lr=auto"}
+    sweep = load_sweep(sweep_file, optimizers=optimizers)
+    assert sweep.grids == {"auto": [1.0], "adamw": [0.001, 0.01, 1, 10], "momo": [1.0]}
+    lines = {name: command(sweep, name, 1.0, 0, Path("out")) for name in optimizers}
+    assert "--learning_rate=1.0" in lines["adamw"] and "--optim_args=lr=auto" in lines["auto"]
+    assert any(word.startswith("--optim_args=lb=0.5,lr=auto") for word in lines["momo"])
+    assert not any("learning_rate" in word for name in ("auto", "momo") for word in lines[name])
+    with pytest.raises(InputError, match="must be empty where the optimizer searches"):
+        load_sweep(sweep_file, optimizers={"auto": {"optim": "momo_adam_auto", "learning_rates": [0.1]}})
 
 
 def test_the_table_takes_the_mean_over_seeds_and_the_best_of_all(sweep_file):
