@@ -17,6 +17,7 @@ SLOW = (
     "tests/processes/",
     "tests/scripts/",
     "tests/optim/test_compiled.py",
+    "tests/optim/test_triton",
     "tests/recipes/sweeps/",
     "tests/test_package.py",
     "tests/test_unchanged_scripts.py",
