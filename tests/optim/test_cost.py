@@ -49,7 +49,13 @@ def parameters(count=6, shape=(8, 5), dtype=torch.float32):
 @pytest.mark.parametrize("cls", [Momo, MomoAdam])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "options", [{}, {"use_fstar": True, "weight_decay": 0.1}, {"compile": True}, {"averaging": True}]
+    "options",
+    [
+        {},
+        {"use_fstar": True, "weight_decay": 0.1},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        {"averaging": True},
+    ],
 )
 def test_no_value_leaves_the_device(cls, dtype, options, monkeypatch):
     monkeypatch.setattr("momo_hf.optim.chunks.PACKED", 1)  # nothing is too small to be compiled

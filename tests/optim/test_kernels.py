@@ -1,7 +1,6 @@
 """Every kernel set against the plain one over random inputs, and who gets which."""
 
 import ast
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,8 +26,7 @@ SETS = [(*pair, known) for pair in PAIRS for known in (True, False) if (pair[0],
 SETS = [
     (kernel_set, method, known) for kernel_set, method, known in SETS if known or not issubclass(kernel_set, Fused)
 ]
-NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-SETS = [pytest.param(*case, marks=NEEDS_TRITON if issubclass(case[0], MultiTensor) else ()) for case in SETS]
+SETS = [pytest.param(*case, marks=pytest.mark.slow if case[0] is Compiled else ()) for case in SETS]
 
 
 def bucket(method, shapes, stored, seed, bad, **group):
@@ -127,7 +125,7 @@ def test_a_set_is_used_for_exactly_the_functions_it_was_written_for():
     assert used(SignDescent) == used(FrozenSecondMoment) == [Plain]
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_subclass_with_its_own_functions_does_what_they_say(compile):
     grad = torch.tensor([3.0, -0.5]).repeat(1 << 14)
     for cls, expected in ((SignDescent, grad.sign()), (FrozenSecondMoment, grad * (1 - 0.999) ** 0.5)):

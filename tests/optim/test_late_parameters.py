@@ -17,7 +17,7 @@ def gradients(seed, step):
 
 
 @pytest.mark.parametrize("divide, weight_decay", [(True, 0.0), (False, 0.0), (False, 0.1)])
-@pytest.mark.parametrize("kernel", ["fused", "plain", "compiled"])
+@pytest.mark.parametrize("kernel", ["fused", "plain", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_at_the_cap_every_parameter_takes_adams_steps(kernel, divide, weight_decay, monkeypatch):
     """Unfrozen, of an added group, or rarely used: as torch's, which counts for each; None counts as a zero gradient."""
     monkeypatch.setattr("momo_hf.optim.chunks.PACKED", 1)

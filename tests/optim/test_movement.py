@@ -125,7 +125,7 @@ SHORT = [
 ]
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cls, options", SHORT)
 def test_what_rounds_away_is_not_booked(cls, options, dtype, compile, monkeypatch):

@@ -107,6 +107,7 @@ def test_a_checkpoint_without_options_added_since_loads_with_their_defaults(cls)
     train(resumed, backward, 1)
 
 
+@pytest.mark.slow
 @both
 def test_a_step_inside_a_compiled_function_is_taken_outside_of_its_graph(cls):
     params, backward = least_squares()
