@@ -16,6 +16,7 @@ SLOW = (
     "tests/distributed/",
     "tests/processes/",
     "tests/scripts/",
+    "tests/integrations/test_interrupted.py",
     "tests/optim/test_compiled.py",
     "tests/optim/test_triton",
     "tests/recipes/sweeps/",
