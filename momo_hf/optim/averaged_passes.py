@@ -10,6 +10,7 @@ from torch import Tensor
 from momo_hf.optim.averaged_model import AveragedStep, Sums
 from momo_hf.optim.buckets import Bucket
 from momo_hf.optim.chunks import Piece, pieces
+from momo_hf.optim.kernels.plain import zero_unless
 from momo_hf.optim.method import Method
 from momo_hf.optim.sharding import Layout, local, sum_over_shards
 
@@ -163,9 +164,3 @@ def put(entries: list[tuple[Tensor, dict[str, Tensor]]], beta: float, train: boo
             elif alone:
                 held = (1 - beta) * z + beta * held
             piece.write("param", held)
-
-
-def zero_unless(ok: Tensor, tensor: Tensor) -> Tensor:
-    """A copy of the tensor, or zeros where `ok` is False; by its bits, because NaN * 0 is NaN and `where` is slow."""
-    bits = {torch.float32: torch.int32, torch.float64: torch.int64}[tensor.dtype]
-    return (tensor.view(bits) * ok.to(bits)).view(tensor.dtype)
