@@ -18,10 +18,12 @@ class Tables(NamedTuple):
     Attributes:
         places: a row per tensor: the addresses of its roles and its size.
         blocks: a row per block: its tensor, and where in it the block begins.
+        aligned: whether all can be read and written in 16 bytes at a time, in float32.
     """
 
     places: Tensor
     blocks: Tensor
+    aligned: bool
 
 
 @functools.lru_cache(maxsize=32)
@@ -39,7 +41,8 @@ def tables_of(
     """
     starts = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, block)]
     places = torch.tensor([*zip(*columns, sizes)], dtype=torch.int64, device=device)
-    return Tables(places, torch.tensor(starts, dtype=torch.int64, device=device).view(-1, 2))
+    aligned = not any(address % 16 for column in columns for address in column) and not any(n % 4 for n in sizes)
+    return Tables(places, torch.tensor(starts, dtype=torch.int64, device=device).view(-1, 2), aligned)
 
 
 class MultiTensor(Plain):
@@ -85,6 +88,7 @@ class MultiTensor(Plain):
             adam=self.adam,
             decays=self.bucket.decays,
             known=self.usable is not None,
+            aligned=self.tables.aligned,
             block=self.passes.BLOCK,
             **how,
         )
