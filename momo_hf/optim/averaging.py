@@ -16,6 +16,7 @@ from momo_hf.optim.averaged_model import AverageState, next_averaged_step
 from momo_hf.optim.averaged_passes import parts_of, put, sums_of, write
 from momo_hf.optim.buckets import sort_into_buckets
 from momo_hf.optim.checks import check_choice
+from momo_hf.optim.scalars import keep
 from momo_hf.optim.sharding import layouts_of
 
 
@@ -165,8 +166,8 @@ class Averaging:
         if self.averages and self._searches():
             like = self._model_state().step
             highest, before = self._undecayed(self._per_group("lr", like)), self._per_group("lr_max", like)
-            for group, lr in zip(self.param_groups, torch.where(ok & highest.isfinite(), highest, before).unbind()):
-                group["lr_max"] = lr
+            entries = [(group, "lr_max") for group in self.param_groups]
+            keep(entries, torch.where(ok & highest.isfinite(), highest, before).unbind())
 
     # ---- The state ----
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from momo_hf.compat import untraced
+from momo_hf.optim.averaged_model import AverageState
 from momo_hf.optim.averaging import Averaging, check_averaging
 from momo_hf.optim.checkpoints import take_back, with_defaults, with_starts
 from momo_hf.optim.checks import NO_LOSS, check_group, check_one_model
@@ -19,7 +20,7 @@ from momo_hf.optim.method import Method
 from momo_hf.optim.model import ModelState, Step, with_drift
 from momo_hf.optim.modelling import Modelling
 from momo_hf.optim.movement import Movement
-from momo_hf.optim.scalars import Vectors, scalar
+from momo_hf.optim.scalars import Vectors, keep, scalar
 from momo_hf.optim.searching import Searching, check_origins
 from momo_hf.optim.sharding import Layout, local
 from momo_hf.optim.watch import Watch
@@ -195,10 +196,12 @@ class MomoOptimizer(Method, Modelling, Searching, Averaging, LossIntake, Optimiz
         home = self._home()
         return ModelState(*(self.param_groups[0][name].to(home) for name in ModelState._fields))
 
-    def _keep(self, state: ModelState) -> None:
+    def _keep(self, state: ModelState | AverageState) -> None:
         """Store the scalars in every group, so that any of them carries the whole model through a checkpoint."""
-        for group in self.param_groups:
-            group.update(state._asdict())
+        head, *others = self.param_groups
+        keep([(head, name) for name in state._fields], state)
+        for group in others:
+            group.update({name: head[name] for name in state._fields})
 
     def _widen(self) -> None:
         """Give every group the scalars of the first, in float64 if any parameter is in float64."""
@@ -212,8 +215,8 @@ class MomoOptimizer(Method, Modelling, Searching, Averaging, LossIntake, Optimiz
     def _show(self, update: Step) -> None:
         """Write `effective_lr` for whoever logs; a skipped step leaves the one before it."""
         shown = torch.stack([group["effective_lr"].to(update.ok.device) for group in self.param_groups])
-        for group, value in zip(self.param_groups, torch.where(update.ok, update.effective_lr, shown).unbind()):
-            group["effective_lr"] = value
+        entries = [(group, "effective_lr") for group in self.param_groups]
+        keep(entries, torch.where(update.ok, update.effective_lr, shown).unbind())
 
     def _init_state(self) -> None:
         fresh = [p for p in self._params() if p.grad is not None and p not in self.state]

@@ -1,6 +1,7 @@
 """The scalar side of a step: by `model` in arithmetic on tensors, or by the same formulas in one launch on CUDA."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -149,3 +150,20 @@ def scalar(value: Tensor | float, like: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         return torch.full((), value, dtype=like.dtype, device=like.device)
     return whole(value).to(like.device, like.dtype).reshape(())
+
+
+def keep(entries: Iterable[tuple[dict[str, Any], str]], values: Iterable[Tensor]) -> None:
+    """Write numbers into the tensors that stand under their keys, because a CUDA graph reads and writes where it did when it was
+    captured; only what has another device or dtype, or is not there, takes a new place.
+
+    Args:
+        entries: for every number the dictionary, mostly a parameter group, and its key.
+        values: the numbers, 0-dim.
+    """
+    entries, values = list(entries), list(values)
+    held = [group.get(key) for group, key in entries]
+    if all(h is not None and h.device == v.device and h.dtype == v.dtype for h, v in zip(held, values)):
+        torch._foreach_copy_(held, values)
+    else:
+        for (group, key), value in zip(entries, values):
+            group[key] = value

@@ -123,9 +123,9 @@ class Searching:
             part.write(move)
         self._keep_search(state)
         self._verdict = HostCopy(torch.stack([state.ended, state.cap, state.steps]))
-        dropped = state.dropped > 0
+        model = self._model_state()
+        self._keep(model._replace(skipped=model.skipped + (state.dropped > 0)))
         for group in self.param_groups:
-            group["skipped"] = group["skipped"] + dropped.to(group["skipped"])
             group["effective_lr"] = torch.where(move.ok, move.size, group["effective_lr"].to(move.size))
         self._keep_undecayed(move.ok)
         self._watch.after_step(self.param_groups[0])

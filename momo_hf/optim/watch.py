@@ -32,7 +32,7 @@ class Watch:
         if torch.compiler.is_compiling():
             return
         self._calls += 1
-        if self._calls % EVERY != 0:
+        if self._calls % EVERY != 0 or _captures():
             return
         if self._copy is not None and self._copy[1].query():
             self._report(*self._copy[0].tolist())
@@ -67,3 +67,8 @@ class Watch:
 def counters_of(group: dict[str, Any]) -> Tensor:
     """`stalled`, `skipped` and f* as one vector, on their device."""
     return torch.stack([group["stalled"], group["skipped"], group["fstar"]])
+
+
+def _captures() -> bool:
+    """Whether a CUDA graph is being captured, which cannot hold a look."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

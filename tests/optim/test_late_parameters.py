@@ -55,7 +55,7 @@ def test_the_model_books_what_late_parameters_do(cls):
     train(optimizer, backward, 5)
     params[1].requires_grad_(True)
     for _ in range(3):
-        before, drift = [p.detach().clone() for p in params], optimizer.param_groups[0]["drift"]
+        before, drift = [p.detach().clone() for p in params], optimizer.param_groups[0]["drift"].clone()
         train(optimizer, backward, 1)
         moved = sum((optimizer.state[p]["exp_avg"] * (p.detach() - x)).sum() for p, x in zip(params, before))
         torch.testing.assert_close(optimizer.param_groups[0]["drift"], 0.9 * drift + moved, rtol=1e-9, atol=1e-12)

@@ -113,3 +113,14 @@ def test_a_device_is_never_waited_for(arrived, monkeypatch, caplog):
     for _ in range(2 * watch.EVERY):
         look.after_step({})
     assert len(caplog.records) == arrived
+
+
+@both
+def test_a_graph_that_is_being_captured_holds_no_look(cls, caplog, monkeypatch):
+    monkeypatch.setattr(watch, "_captures", lambda: True)
+    params, backward = least_squares()
+    train(cls(params, lr=0.1, lb=1e6), backward, 60)
+    assert not caplog.records
+    monkeypatch.undo()
+    train(cls(params, lr=0.1, lb=1e6), backward, 60)
+    assert messages(caplog, "training stalls")
