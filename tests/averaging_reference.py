@@ -26,6 +26,7 @@ class AveragingReference:
     lrs: list[float]
     decays: list[float]
     beta: float = 0.9
+    share: float = 0.8
     beta2: float | None = 0.999
     eps: float = 1e-8
     lb: float = 0.0
@@ -45,7 +46,7 @@ class AveragingReference:
 
     @property
     def y(self):
-        return [(1 - self.beta) * z + self.beta * x for z, x in zip(self.z, self.x)]
+        return [(1 - self.share) * z + self.share * x for z, x in zip(self.z, self.x)]
 
     def step(self, loss, grads, kappa=1.0):
         """One update from the loss and the gradients at y; a parameter whose gradient is None stays."""

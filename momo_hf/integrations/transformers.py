@@ -71,13 +71,13 @@ def momo_kwargs(args: TrainingArguments, cls: type[MomoOptimizer]) -> dict[str, 
 def _typed(key: str, text: str, annotation: Any) -> bool | float | str:
     flags = {"true": True, "1": True, "false": False, "0": False}
     try:
-        if annotation is float:
+        if annotation is float or (annotation == bool | float and text.lower() not in flags):
             return float(text)
         if annotation is str or (annotation == bool | str and text.lower() not in flags):
             return text
         return flags[text.lower()]
     except (KeyError, ValueError):
-        kind = "a number" if annotation is float else "true or false"
+        kind = {float: "a number", bool | float: "true, false or a number"}.get(annotation, "true or false")
         raise ValueError(f"`optim_args`: {key} must be {kind}, got {text!r}.") from None
 
 

@@ -15,10 +15,13 @@ from torch import Tensor
 from momo_hf.optim.averaged_model import AverageState, next_averaged_step
 from momo_hf.optim.averaged_passes import parts_of, put, sums_of, write
 from momo_hf.optim.buckets import sort_into_buckets
-from momo_hf.optim.checks import check_choice
 from momo_hf.optim.scalars import keep
 from momo_hf.optim.sharding import layouts_of
 
+
+# β of y where nobody gives another one. Schedule-free learning mostly takes 0.9; with a Polyak step and a cap from a search,
+# over 1,000 steps, 0.8 was at least as good in 18 of 20 runs on ten tasks, and 0.95 worse.
+SHARE = 0.8
 
 EVAL_MODE = (
     "{name}.step() was called in eval mode, where the parameters hold the averaged weights, so the gradients were taken "
@@ -28,13 +31,15 @@ EVAL_MODE = (
 
 
 class Averaging:
-    """The part of an optimizer that averages its iterates, where its groups have `averaging=True`.
+    """The part of an optimizer that averages its iterates, where its groups have `averaging`.
 
     This is schedule-free learning (Defazio et al. 2024) with a Polyak step (Gower, Loizou 2025). z takes the steps, x is the
     average of the z, weighted by w, k times the squared largest τ so far, and loss and gradient are taken at y between them:
 
         y = (1-β) z + β x,    τ = min(lr, avg[f(y) - lb + <g, z - y>]_+ / avg<g, D^{-1} g>)
         z <- (z - τ D^{-1} g) / (1 + lr λ),    x <- x + (w / Σ w) (z - x)
+
+    β is `averaging`, or 0.8 where that is True; the averages in τ have the method's own β1.
 
     The parameters hold y in training, and x from `optimizer.eval()` to `optimizer.train()`. x is what is to be evaluated,
     sampled from and saved. Trainer does so by itself; in other loops both calls stand beside those of the model, on every
@@ -66,7 +71,7 @@ class Averaging:
     @property
     def averages(self) -> bool:
         """Whether the iterates are averaged."""
-        return bool(self.param_groups) and self.param_groups[0].get("averaging", False)
+        return bool(self.param_groups) and bool(self.param_groups[0].get("averaging", False))
 
     @property
     def trains(self) -> bool:
@@ -101,7 +106,7 @@ class Averaging:
             self._start_here()
         for group in self.param_groups:
             if begun:
-                put([(p, self.state[p]) for p in group["params"] if p in self.state], self._beta(group), train)
+                put([(p, self.state[p]) for p in group["params"] if p in self.state], group["averaging"], train)
             group["train_mode"] = train
 
     def _check_mode(self) -> None:
@@ -130,8 +135,7 @@ class Averaging:
             self.param_groups, entries, ("y", "z", *self.buffers), self._option_names(), places
         )
         model, group = self._model_state(), self.param_groups[0]
-        step, beta = model.step + 1, self._beta(group)
-        parts = parts_of(type(self), buckets, step)
+        parts = parts_of(type(self), buckets, model.step + 1)
         # The same layouts in the same order on all processes, also where a process has no gradient.
         sums = sums_of(parts, dict.fromkeys((None, *places)), lr)
         model, averages, update = next_averaged_step(
@@ -142,12 +146,12 @@ class Averaging:
             lr,
             weight_decay,
             lb=group["lb"],
-            beta=beta,
+            beta=self._beta(group),
             bias_correction=group["bias_correction"],
             divide=group["divide"],
             clip_factor=clip_factor,
         )
-        write(parts, update, beta)
+        write(parts, update, group["averaging"])
         self._keep(model)
         self._keep(averages)
         self._show(update)
@@ -206,24 +210,33 @@ class Averaging:
                 if not rounds:
                     entry.pop("y", None)
                 elif "y" not in entry:
-                    held, beta = p.detach().to(entry["z"].dtype), self._beta(group)
+                    held, beta = p.detach().to(entry["z"].dtype), group["averaging"]
                     entry["y"] = held.clone() if self.trains else torch.lerp(entry["z"], held, beta)
+
+
+def share_of(averaging: bool | float) -> bool | float:
+    """β for the option `averaging`, or False.
+
+    Raises:
+        ValueError: it is neither a flag nor a number between 0 and 1.
+    """
+    if averaging is True or averaging is False:
+        return averaging and SHARE
+    if not (isinstance(averaging, float) and 0 < averaging < 1):
+        raise ValueError(
+            "`averaging` must be True, False or a number in (0, 1), the share of the average in the point where gradients "
+            f"are taken, got {averaging!r}. True stands for {SHARE}."
+        )
+    return averaging
 
 
 def check_averaging(group: dict[str, Any]) -> None:
     """Raise a ValueError for an option of a parameter group that does not go with averaging."""
-    check_choice("averaging", group["averaging"], (False, True))
-    if not group["averaging"]:
+    if not share_of(group["averaging"]):
         return
-    name, beta = ("beta", group["beta"]) if "beta" in group else ("betas[0]", group["betas"][0])
-    if beta == 0:
-        raise ValueError(
-            f"`{name}` must be in (0, 1) with averaging=True, got {beta}: it is the share of the average in the point "
-            "where gradients are taken. The default is 0.9."
-        )
     for name, neutral in (("use_fstar", False), ("compile", False)):
         if group.get(name, neutral) != neutral:
             raise ValueError(
-                f"`{name}` must be {neutral!r} with averaging=True, got {group[name]!r}: the step that averages has "
+                f"`{name}` must be {neutral!r} with averaging, got {group[name]!r}: the step that averages has "
                 "neither the momentum nor the compiled passes that it is for."
             )

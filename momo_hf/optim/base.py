@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from momo_hf.compat import untraced
 from momo_hf.optim.averaged_model import AverageState
-from momo_hf.optim.averaging import Averaging, check_averaging
+from momo_hf.optim.averaging import Averaging, check_averaging, share_of
 from momo_hf.optim.checkpoints import take_back, with_defaults, with_starts
 from momo_hf.optim.checks import NO_LOSS, check_group, check_one_model
 from momo_hf.optim.intake import LossIntake
@@ -39,7 +39,7 @@ class MomoOptimizer(Method, Modelling, Searching, Averaging, LossIntake, Optimiz
 
     A step is a transaction (see `kernels`): it writes all, or nothing where loss or gradients were not finite.
 
-    With `averaging=True` in the defaults the iterates are averaged instead of the gradients, see `Averaging`.
+    With `averaging` in the defaults the iterates are averaged instead of the gradients, see `Averaging`.
 
     With `lr="auto"` the first steps, 13 to 60, find the cap (see `search`), and then the weights go back to where they
     began, once. `Searching` says what that means for what else looks at the weights.
@@ -176,6 +176,7 @@ class MomoOptimizer(Method, Modelling, Searching, Averaging, LossIntake, Optimiz
         try:
             self._join_search(group)
             self.check_options(group)
+            group["averaging"] = share_of(group["averaging"])
             check_one_model(group, head)
         except ValueError:
             self.param_groups.pop()

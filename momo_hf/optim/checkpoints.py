@@ -73,8 +73,8 @@ def with_defaults(
     Raises:
         ValueError: another method saved it, or this one with or without averaging, as it is not here.
     """
-    averaged = {group.get("averaging", False) for group in state_dict["param_groups"]}
-    if averaged != {defaults["averaging"]}:
+    averaged = {bool(group.get("averaging", False)) for group in state_dict["param_groups"]}
+    if averaged != {bool(defaults["averaging"])}:
         raise ValueError(
             f"This state was saved with averaging={not defaults['averaging']}, and this {name} has "
             f"averaging={defaults['averaging']}: build it as the one that was saved."
@@ -96,5 +96,7 @@ def with_defaults(
     groups = []
     for group in state_dict["param_groups"]:
         zeros = {key: torch.zeros_like(group["step"]) for key in (*ModelState._fields, "effective_lr")}
+        if group.get("averaging") is True:  # before it had a share of its own
+            group = {**group, "averaging": group["beta"] if "beta" in group else group["betas"][0]}
         groups.append({**defaults, **zeros, **group})
     return {**state_dict, "param_groups": groups}

@@ -18,7 +18,7 @@ class Momo(MomoOptimizer):
         τ = min(lr / ρ, (f̄ + c - ρ lb)_+ / |d|²)
         x <- (x - τ d) / (1 + lr λ)
 
-    With `averaging=True` it is schedule-free: see `MomoOptimizer`.
+    With `averaging` it is schedule-free: see `Averaging`.
 
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
@@ -33,7 +33,8 @@ class Momo(MomoOptimizer):
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
         compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
             fast; the first step then takes some ten seconds. Default False.
-        averaging: evaluate and save the average of the iterates, see `MomoOptimizer`; for a constant `lr`. Default False.
+        averaging: evaluate and save the average of the iterates, see `Averaging`; for a constant `lr`. A number is the share
+            of the average in the point where gradients are taken; True takes 0.8. Default False.
 
     State: `exp_avg` (d; with averaging `z` in its place) per parameter, of at least float32; the scalars of `ModelState` in every parameter group.
 
@@ -59,7 +60,7 @@ class Momo(MomoOptimizer):
         *,
         foreach: bool | None = None,
         compile: bool = False,
-        averaging: bool = False,
+        averaging: bool | float = False,
     ) -> None:
         super().__init__(
             params,

@@ -24,7 +24,7 @@ class MomoAdam(MomoOptimizer):
 
     At the cap (τ = lr / ρ) this is Adam's own step, so `lr` means what it means for AdamW.
 
-    With `averaging=True` it is schedule-free: see `MomoOptimizer`. At the cap it is then schedule-free AdamW.
+    With `averaging` it is schedule-free: see `Averaging`. At the cap it is then schedule-free AdamW.
 
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
@@ -40,7 +40,8 @@ class MomoAdam(MomoOptimizer):
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
         compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
             fast; the first step then takes some ten seconds. Default False.
-        averaging: evaluate and save the average of the iterates, see `MomoOptimizer`; for a constant `lr`. Default False.
+        averaging: evaluate and save the average of the iterates, see `Averaging`; for a constant `lr`. A number is the share
+            of the average in the point where gradients are taken; True takes 0.8. Default False.
 
     State: `exp_avg` (d; with averaging `z` in its place) and `exp_avg_sq` (v) per parameter, of at least float32; the scalars of `ModelState` in every
     parameter group.
@@ -71,7 +72,7 @@ class MomoAdam(MomoOptimizer):
         *,
         foreach: bool | None = None,
         compile: bool = False,
-        averaging: bool = False,
+        averaging: bool | float = False,
     ) -> None:
         super().__init__(
             params,

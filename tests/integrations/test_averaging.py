@@ -15,7 +15,7 @@ from tests.toys import Net, Points
 
 
 LR, BATCH = 0.03, 8
-AT_THE_CAP = "averaging=true,divide=false,lb=-1e6"
+AT_THE_CAP = "averaging=0.9,divide=false,lb=-1e6"
 
 
 def weights(model):
@@ -172,7 +172,7 @@ class Loop:
     def __init__(self, **options):
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
         model = Net(dtype=torch.float64)
-        made = MomoAdam(model.parameters(), **{"lr": LR, "averaging": True, "divide": False, "lb": -1e6, **options})
+        made = MomoAdam(model.parameters(), **{"lr": LR, "averaging": 0.9, "divide": False, "lb": -1e6, **options})
         self.model, self.optimizer = self.accelerator.prepare(model, made)
         self.data = Points(dtype=torch.float64)
 

@@ -25,7 +25,7 @@ def test_the_modes_round_once_and_do_not_drift(dtype):
     optimizer.eval()
     x = [p.detach().clone() for p in params]
     held = [optimizer.state[p].get("y", old).double() for p, old in zip(params, y)]
-    exact = [(h - 0.1 * end.double()) / 0.9 for h, end in zip(held, z)]
+    exact = [(h - 0.2 * end.double()) / 0.8 for h, end in zip(held, z)]
     for p, e in zip(params, exact):
         torch.testing.assert_close(p.double(), e, rtol=max(torch.finfo(dtype).eps, 1e-14), atol=1e-16)
     assert not torch.equal(x[0], y[0])
@@ -130,6 +130,17 @@ def test_states_with_and_without_averaging_do_not_mix():
     for source, target in ((one, other), (other, one)):
         with pytest.raises(ValueError, match=f"averaging={source.averages}"):
             target.load_state_dict(source.state_dict())
+
+
+def test_the_share_of_the_average_is_saved_and_an_old_state_has_that_of_its_momentum():
+    optimizer, params, at = trained(averaging=0.6)
+    state = optimizer.state_dict()
+    for saved, share in ((0.6, 0.6), (True, 0.9)):
+        state["param_groups"][0]["averaging"] = saved
+        resumed = MomoAdam(params, averaging=True)
+        assert resumed.param_groups[0]["averaging"] == 0.8
+        resumed.load_state_dict(state)
+        assert resumed.param_groups[0]["averaging"] == share
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
