@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     benchmark, data_args, model_args, args = parse_run(kinds, argv)
     args.eval_strategy = args.save_strategy = "no"
     args.load_best_model_at_end, args.report_to, args.disable_tqdm = False, [], True
+    args.learning_rate = 1e-3
     data = load_translation(data_args.dataset, data_args.source_lang, data_args.target_lang)
     tokens, steps = None, args.max_steps
 

@@ -15,7 +15,7 @@ TINY = [
     "--max_train_samples", 64, "--max_eval_samples", 2, "--per_device_train_batch_size", 8, "--vocab_size", 200,
     "--d_model", 16, "--layers", 1, "--ffn_dim", 16, "--attention_heads", 2, "--generation_max_length", 4,
     "--max_length", 48, "--logging_steps", 1, "--disable_tqdm", "True", "--max_steps", 2, "--eval_strategy", "no",
-    "--save_strategy", "no", "--load_best_model_at_end", "False", "--report_to", "none", "--warmup_steps", 0,
+    "--save_strategy", "no", "--load_best_model_at_end", "False", "--report_to", "none", "--optim", "momo_adam", "--learning_rate", 1e-3,
 ]  # fmt: skip
 
 

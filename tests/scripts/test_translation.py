@@ -17,7 +17,7 @@ TINY = [
     "--d_model", 16, "--layers", 1, "--ffn_dim", 16, "--attention_heads", 2, "--generation_max_length", 12,
     "--generation_num_beams", 2,
     "--max_length", 96, "--logging_steps", 1, "--disable_tqdm", "True", "--use_cpu", "True",
-    "--dataloader_pin_memory", "False",
+    "--dataloader_pin_memory", "False", "--optim", "momo_adam", "--learning_rate", 1e-3,
 ]  # fmt: skip
 SCRIPT = ["scripts/run_translation.py", "configs/translation/demo.yaml", *TINY]
 
