@@ -18,12 +18,12 @@ class Tables(NamedTuple):
     Attributes:
         places: a row per tensor: the addresses of its roles and its size.
         blocks: a row per block: its tensor, and where in it the block begins.
-        aligned: whether all can be read and written in 16 bytes at a time, in float32.
+        aligned: the number of the first blocks, whose tensors can be read and written in 16 bytes at a time, in float32.
     """
 
     places: Tensor
     blocks: Tensor
-    aligned: bool
+    aligned: int
 
 
 @functools.lru_cache(maxsize=32)
@@ -39,10 +39,13 @@ def tables_of(
         device: where they are.
         block: elements of a block.
     """
+    rows = list(zip(*columns, sizes))
+    odd = [size % 4 != 0 or any(address % 16 for address in addresses) for *addresses, size in rows]
     starts = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, block)]
-    places = torch.tensor([*zip(*columns, sizes)], dtype=torch.int64, device=device)
-    aligned = not any(address % 16 for column in columns for address in column) and not any(n % 4 for n in sizes)
-    return Tables(places, torch.tensor(starts, dtype=torch.int64, device=device).view(-1, 2), aligned)
+    starts.sort(key=lambda place: odd[place[0]])
+    places = torch.tensor(rows, dtype=torch.int64, device=device)
+    blocks = torch.tensor(starts, dtype=torch.int64, device=device).view(-1, 2)
+    return Tables(places, blocks, sum(not odd[i] for i, _ in starts))
 
 
 class MultiTensor(Plain):
@@ -73,25 +76,27 @@ class MultiTensor(Plain):
 
     def run(self, kernel: Any, width: int, *numbers: Tensor, **how: bool) -> Tensor:
         """Run a pass over all blocks; the sums over them, shape (width,)."""
-        options, roles, programs = self.bucket.options, self.bucket.roles, len(self.tables.blocks)
-        if not programs:
-            return self.weight.new_zeros(width)
-        sums = self.weight.new_empty(programs, width)
-        launch.launch(
-            kernel,
-            programs,
-            *(self.tables.places, self.tables.blocks, sums, *numbers),
-            param_dtype=triton_dtype(roles["param"][0].dtype),
-            grad_dtype=triton_dtype(roles["grad"][0].dtype),
-            beta2=options["betas"][1] if self.adam else 0.0,
-            eps=options["eps"] if self.adam else 0.0,
-            adam=self.adam,
-            decays=self.bucket.decays,
-            known=self.usable is not None,
-            aligned=self.tables.aligned,
-            block=self.passes.BLOCK,
-            **how,
-        )
+        options, roles, tables = self.bucket.options, self.bucket.roles, self.tables
+        sums = self.weight.new_empty(len(tables.blocks), width)
+        counts = [tables.aligned, len(tables.blocks) - tables.aligned]
+        for aligned, blocks, found in zip((True, False), tables.blocks.split(counts), sums.split(counts)):
+            if not len(blocks):
+                continue
+            launch.launch(
+                kernel,
+                len(blocks),
+                *(tables.places, blocks, found, *numbers),
+                param_dtype=triton_dtype(roles["param"][0].dtype),
+                grad_dtype=triton_dtype(roles["grad"][0].dtype),
+                beta2=options["betas"][1] if self.adam else 0.0,
+                eps=options["eps"] if self.adam else 0.0,
+                adam=self.adam,
+                decays=self.bucket.decays,
+                known=self.usable is not None,
+                aligned=aligned,
+                block=self.passes.BLOCK,
+                **how,
+            )
         return sums.sum(0)
 
     @cached_property
