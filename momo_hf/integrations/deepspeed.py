@@ -33,7 +33,7 @@ def connect(engine: Any, optimizer: MomoOptimizer) -> Any:
         )
     if optimizer.averages:
         raise ValueError(
-            "averaging=True does not run under DeepSpeed: ZeRO keeps its own copy of the weights, and the averaged ones "
+            "averaging does not run under DeepSpeed: ZeRO keeps its own copy of the weights, and the averaged ones "
             "would never reach the model. Leave averaging out, or launch with configs/accelerate/fsdp2.yaml."
         )
     zero = engine.optimizer

@@ -6,6 +6,7 @@ two. A parameter in bfloat16 or float16 cannot hold the small changes of y, so y
 in `averaged_model`, the passes over the parameters in `averaged_passes`.
 """
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -222,12 +223,12 @@ def share_of(averaging: bool | float) -> bool | float:
     """
     if averaging is True or averaging is False:
         return averaging and SHARE
-    if not (isinstance(averaging, float) and 0 < averaging < 1):
+    if not (isinstance(averaging, Real) and 0 < averaging < 1):
         raise ValueError(
             "`averaging` must be True, False or a number in (0, 1), the share of the average in the point where gradients "
             f"are taken, got {averaging!r}. True stands for {SHARE}."
         )
-    return averaging
+    return float(averaging)
 
 
 def check_averaging(group: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from momo_hf.compat import untraced
 from momo_hf.optim.averaged_model import AverageState
 from momo_hf.optim.averaging import Averaging, check_averaging, share_of
 from momo_hf.optim.checkpoints import take_back, with_defaults, with_starts
-from momo_hf.optim.checks import NO_LOSS, check_group, check_one_model
+from momo_hf.optim.checks import NO_LOSS, SHARED_OPTIONS, check_group, check_one_model
 from momo_hf.optim.intake import LossIntake
 from momo_hf.optim.method import Method
 from momo_hf.optim.model import ModelState, Step, with_drift
@@ -24,6 +24,10 @@ from momo_hf.optim.scalars import Vectors, keep, scalar
 from momo_hf.optim.searching import Searching, check_origins
 from momo_hf.optim.sharding import Layout, local
 from momo_hf.optim.watch import Watch
+
+
+# What the groups hold beside their options.
+SCALARS = (*ModelState._fields, *AverageState._fields, "effective_lr", "lr_max", "train_mode")
 
 
 class MomoOptimizer(Method, Modelling, Searching, Averaging, LossIntake, Optimizer):
@@ -38,6 +42,9 @@ class MomoOptimizer(Method, Modelling, Searching, Averaging, LossIntake, Optimiz
     NumPy or another view that has no part in the tensor's version, and `torch._foreach_` functions on DTensors.
 
     A step is a transaction (see `kernels`): it writes all, or nothing where loss or gradients were not finite.
+
+    The numbers in the parameter groups (`step`, `effective_lr`, ...) are tensors that every step writes into: keep
+    `float(...)` or a clone of one that you want to look at later.
 
     With `averaging` in the defaults the iterates are averaged instead of the gradients, see `Averaging`.
 
@@ -170,8 +177,13 @@ class MomoOptimizer(Method, Modelling, Searching, Averaging, LossIntake, Optimiz
     # ---- The state ----
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; it joins the running model of the others."""
-        super().add_param_group(param_group)
+        """Add a group, as in torch; it joins the running model of the others, whose options it has where all must agree.
+
+        What the scalars of another group were, in a copy of it, is left behind.
+        """
+        options = {name: value for name, value in param_group.items() if name not in SCALARS}
+        shared = self.param_groups[0] if self.param_groups else {}
+        super().add_param_group({**{name: shared[name] for name in SHARED_OPTIONS if name in shared}, **options})
         group, head = self.param_groups[-1], self.param_groups[0]
         try:
             self._join_search(group)
@@ -261,6 +273,9 @@ class MomoOptimizer(Method, Modelling, Searching, Averaging, LossIntake, Optimiz
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:
+            if group.get("averaging") is True:  # saved before it had a share of its own
+                group["averaging"] = self._beta(group)
         # Loading a state comes here too: old counts are no news then, and how the parameters were left is not known any
         # more. The loss of gradients that stay, and who keeps it, stay too.
         self._watch, self._movement = Watch(self.param_groups[0]), Movement()

@@ -96,7 +96,5 @@ def with_defaults(
     groups = []
     for group in state_dict["param_groups"]:
         zeros = {key: torch.zeros_like(group["step"]) for key in (*ModelState._fields, "effective_lr")}
-        if group.get("averaging") is True:  # before it had a share of its own
-            group = {**group, "averaging": group["beta"] if "beta" in group else group["betas"][0]}
         groups.append({**defaults, **zeros, **group})
     return {**state_dict, "param_groups": groups}

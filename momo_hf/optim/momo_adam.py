@@ -43,8 +43,8 @@ class MomoAdam(MomoOptimizer):
         averaging: evaluate and save the average of the iterates, see `Averaging`; for a constant `lr`. A number is the share
             of the average in the point where gradients are taken; True takes 0.8. Default False.
 
-    State: `exp_avg` (d; with averaging `z` in its place) and `exp_avg_sq` (v) per parameter, of at least float32; the scalars of `ModelState` in every
-    parameter group.
+    State: `exp_avg` (d; with averaging `z` in its place) and `exp_avg_sq` (v) per parameter, of at least float32; the
+    scalars of `ModelState` in every parameter group.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -153,8 +153,8 @@ def scalar(value: Tensor | float, like: Tensor) -> Tensor:
 
 
 def keep(entries: Iterable[tuple[dict[str, Any], str]], values: Iterable[Tensor]) -> None:
-    """Write numbers into the tensors that stand under their keys, because a CUDA graph reads and writes where it did when it was
-    captured; only what has another device or dtype, or is not there, takes a new place.
+    """Write numbers into the tensors that stand under their keys: a CUDA graph reads and writes where it did when it was
+    captured. Only what has another device or dtype, or is not there, takes a new place.
 
     Args:
         entries: for every number the dictionary, mostly a parameter group, and its key.

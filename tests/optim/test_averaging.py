@@ -194,6 +194,12 @@ def test_options_that_do_not_go_with_it(options, message):
         MomoAdam(params, **{"averaging": True, **options})
 
 
+def test_numbers_of_numpy_are_numbers():
+    params, _ = least_squares()
+    share = MomoAdam(params, averaging=np.float64(0.5)).param_groups[0]["averaging"]
+    assert type(share) is float and share == 0.5
+
+
 def test_groups_cannot_differ_in_it():
     params, _ = least_squares()
     with pytest.raises(ValueError, match="`averaging` must be the same"):

@@ -1,6 +1,7 @@
 """The two modes of an optimizer that averages its iterates, and its state."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -141,6 +142,10 @@ def test_the_share_of_the_average_is_saved_and_an_old_state_has_that_of_its_mome
         assert resumed.param_groups[0]["averaging"] == 0.8
         resumed.load_state_dict(state)
         assert resumed.param_groups[0]["averaging"] == share
+        resumed.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+        assert resumed.param_groups[1]["averaging"] == share
+    optimizer.param_groups[0]["averaging"] = True
+    assert pickle.loads(pickle.dumps(optimizer)).param_groups[0]["averaging"] == 0.9
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

@@ -105,6 +105,35 @@ def test_a_group_added_later_joins_the_running_model(cls):
 
 
 @both
+def test_a_group_that_names_no_shared_option_has_that_of_the_others(cls):
+    params, _ = least_squares()
+    optimizer = cls(params[:1], lr=0.1)
+    optimizer.set_lb(0.5)
+    optimizer.add_param_group({"params": params[1:]})
+    assert [group["lb"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+@both
+def test_a_copy_of_a_group_shares_no_scalars(cls):
+    params, backward = least_squares()
+    optimizer = cls(params, lr=0.1)
+    train(optimizer, backward, 5)
+    others, others_backward = least_squares()
+    second = cls([{**optimizer.param_groups[0], "params": others}], lr=0.1)
+    assert (second.param_groups[0]["step"], optimizer.param_groups[0]["step"]) == (0, 5)
+    train(second, others_backward, 2)
+    assert (second.param_groups[0]["step"], optimizer.param_groups[0]["step"]) == (2, 5)
+
+    params, backward = least_squares()
+    optimizer = cls(params[:1], lr=1e-3)
+    train(optimizer, backward, 1)
+    optimizer.add_param_group({**optimizer.param_groups[0], "params": params[1:], "lr": 1e-4})
+    train(optimizer, backward, 1)
+    first, late = (float(group["effective_lr"]) for group in optimizer.param_groups)
+    assert late == pytest.approx(first / 10) and first > 0
+
+
+@both
 def test_deepcopy_and_pickle_continue_alike(cls):
     params, backward = least_squares()
     optimizer = cls(params, lr=0.05)
