@@ -11,6 +11,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from momo_hf import MomoAdam
 from momo_hf.optim import chunks
+from momo_hf.optim.kernels import compiled as passes
 from momo_hf.optim.kernels.plain import Plain
 from tests.distributed.workers import METHODS, full
 from tests.toys import Net, Points
@@ -119,7 +120,7 @@ def sharded(folder, kinds):
 
 def compiled(folder):
     start()
-    chunks.PACKED = 1  # nothing is too small to be compiled
+    chunks.PACKED = passes.ROW = 1  # nothing is too small to be compiled
     found = train("compiled")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     return found

@@ -17,28 +17,33 @@ from momo_hf.optim.method import Method
 
 # Tensors in one call of a compiled function; only this number and 1 occur, so that it is compiled twice and not more.
 BATCH = 8
+# Elements of a row. A loop over whole rows has no remainder, in numbers of elements that the compiler does not know.
+ROW = 16
 
 
 class Compiled(Plain):
     """For groups with `compile`. The compiler makes one loop of each pass, which reads and writes every tensor once.
 
-    Small tensors are left to another set, because copying them into packs costs less than calls of their own.
+    Small tensors are left to another set, because copying them into packs costs less than calls of their own, and so are
+    the rare ones that have no whole number of rows.
     """
 
     @classmethod
     def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
         if not (bucket.group["compile"] and bucket.moves):
             return bucket.empty, bucket
-        return bucket.split(lambda row: row[0].numel() >= chunks.PACKED and all(t.is_contiguous() for t in row))
+        return bucket.split(lambda row: fits(row[0].numel()) and all(t.is_contiguous() for t in row))
 
     @cached_property
     def batches(self) -> list[list[dict[str, Tensor]]]:
-        """Flat tensors by role. A call costs tens of microseconds; tensors of one size, as layers have them, share it."""
+        """Tensors as rows, by role. A call costs tens of microseconds; tensors of one size, as layers have them, share it."""
         by_size: dict[int, list[dict[str, Tensor]]] = {}
         for row in zip(*self.bucket.roles.values()):
             # `data` drops the note which tensor it is a view of; the compiler would compile anew for each kind of view.
-            flat = dict(zip(self.bucket.roles, (t.view(-1).data for t in row)))
-            by_size.setdefault(row[0].numel(), []).append(flat)
+            rows = [t.view(-1, ROW).data for t in row]
+            for t in rows:
+                torch._dynamo.mark_static(t, 1)
+            by_size.setdefault(row[0].numel(), []).append(dict(zip(self.bucket.roles, rows)))
         batches = []
         for alike in by_size.values():
             full = len(alike) - len(alike) % BATCH
@@ -64,6 +69,10 @@ class Compiled(Plain):
             sums.append(function(self.method, self.options, tensors, *step, stored=bucket.stored, **self.how))
         torch.autograd.graph.increment_version(bucket.roles["param"])
         return torch.stack(sums).sum(0)
+
+
+def fits(numel: int) -> bool:
+    return numel >= chunks.PACKED and numel % ROW == 0
 
 
 def first_pass_of_tensors(

@@ -138,7 +138,7 @@ def standing(momentum: Tensor, param: Tensor, stored: torch.dtype, zero: Tensor)
 
 def inner_product(x: Tensor, y: Tensor) -> Tensor:
     # The compiler fuses the sum into the loop that makes x and y, but would call a library for dot.
-    return (x * y).sum() if torch.compiler.is_compiling() else torch.dot(x, y)
+    return (x * y).sum() if torch.compiler.is_compiling() else torch.dot(x.flatten(), y.flatten())
 
 
 def lerp(start: Tensor, end: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
