@@ -7,6 +7,8 @@ needs one group and one sub-group. Gradients are clipped inside the engine too, 
 
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from accelerate import accelerator as accelerate_module
 
 from momo_hf.optim import MomoOptimizer
@@ -49,8 +51,20 @@ def connect(engine: Any, optimizer: MomoOptimizer) -> Any:
             f"ZeRO stage 3 splits the parameters into {sub_groups} sub-groups and steps on each, and MoMo needs one step "
             'size for all. Set `"zero_optimization": {"sub_group_size": 1e15}` in the DeepSpeed config.'
         )
+    if stage == 3:
+        _clear_padding(zero)
     optimizer.shard_group = zero.dp_process_group
     return zero
+
+
+@torch.no_grad()
+def _clear_padding(zero: Any) -> None:
+    """Stage 3 ends the partition of a parameter with memory that nobody has written, and 0 times a NaN is no 0."""
+    rank = dist.get_rank(zero.dp_process_group)
+    (params,), (flat,) = zero.fp16_groups, zero.fp32_partitioned_groups_flat
+    for param, part in zip(params, flat.split([param.partition_numel() for param in params])):
+        used = max(param.ds_numel - rank * part.numel(), 0)
+        part[used:].zero_()
 
 
 def clip_factor(zero: Any) -> Any:

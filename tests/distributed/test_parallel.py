@@ -68,6 +68,12 @@ def test_zero_equals_ddp(runs, zero, stage, method, accumulated):
         torch.testing.assert_close(rank[f"{stage} {method} {accumulated}"][:, 0], expected[:, 0], rtol=1e-4, atol=0)
 
 
+def test_what_zero_pads_its_partitions_with_is_not_read(runs, zero):
+    expected = runs["ddp"][0]["momo_adam float32 1 0.0"]["log"]
+    for rank in zero:
+        torch.testing.assert_close(rank["unwritten"][:, 0], expected[:, 0], rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("name", ["by hand", "interrupted"])
 def test_zero_takes_losses_by_hand_and_forgets_interrupted_ones(runs, zero, name):
     expected = runs["ddp"][0]["momo_adam float32 2 0.0"]["log"]
