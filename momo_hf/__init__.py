@@ -8,7 +8,7 @@ when transformers and accelerate are imported, before or after; this package alo
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from momo_hf.integrations.on_import import OnImport
+from momo_hf import integrations
 from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
 
 
@@ -34,13 +34,7 @@ __all__ = [
     "momo_metrics",
 ]
 
-OnImport(
-    {
-        "accelerate": "momo_hf.integrations.accelerate",
-        "transformers.training_args": "momo_hf.integrations.names",
-        "transformers.trainer": "momo_hf.integrations.transformers",
-    }
-).install()
+integrations.install()
 
 
 def __getattr__(name: str) -> Any:

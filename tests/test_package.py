@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -15,8 +16,33 @@ from tests.processes.start import run
 ROOT = Path(__file__).parents[1]
 
 
-def python(code):
-    result = run("-c", code, cold=True)
+# Every module of ours is imported by a fork that has none of them, but what takes long to import.
+IMPORT_EACH = """
+import importlib, json, os, sys
+
+def load(name):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:  # not everybody has all packages of others
+        if error.name.split(".")[0] == "momo_hf":
+            raise
+
+failed = []
+for others, ours in json.loads(sys.argv[1]):
+    for name in others:
+        load(name)
+    for name in ours:
+        if (child := os.fork()) == 0:
+            load(name)
+            os._exit(0)
+        if os.waitpid(child, 0)[1] != 0:
+            failed.append(name)
+sys.exit(failed or 0)
+"""
+
+
+def python(code, *arguments, **options):
+    result = run("-c", code, *arguments, cold=True, **options)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout
 
@@ -73,6 +99,45 @@ args = TrainingArguments("out", optim="momo_adam", use_cpu=True)
 print(Trainer.get_optimizer_cls_and_kwargs(args)[0].__name__, accelerate.Accelerator.backward.wrapper)
 """)
     assert shown.split() == ["MomoAdam", "momo_hf.integrations.accelerate._backward"]
+
+
+def test_every_module_can_be_imported_first():
+    names = [module.name for module in pkgutil.walk_packages(momo_hf.__path__, "momo_hf.")]
+    recipes = [name for name in names if name.startswith("momo_hf.recipes")]
+    torch = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"]
+    # accelerate and transformers are not there where momo_hf.integrations begins: importing them has us called back.
+    before = ["numpy", "datasets", "huggingface_hub", "matplotlib.figure", "scipy.stats", "sklearn.metrics"]
+    after = ["accelerate", "transformers.trainer", "diffusers", "evaluate", "optuna", "sacrebleu"]
+    stages = [([*torch, *before], sorted({*names} - {*recipes})), (after, recipes)]
+    assert all(ours for _, ours in stages)
+    single = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # pyarrow's thread would not survive the forks
+    python(IMPORT_EACH, json.dumps(stages), environment=single)
+
+
+def test_modules_have_no_effect_until_they_are_installed():
+    shown = python("""
+import importlib, pkgutil, sys
+import momo_hf.integrations
+
+sys.meta_path.remove(momo_hf.integrations._WATCH)
+for module in pkgutil.iter_modules(momo_hf.integrations.__path__, "momo_hf.integrations."):
+    importlib.import_module(module.name)
+
+from accelerate import Accelerator
+from transformers import Trainer
+from transformers.training_args import OptimizerNames
+
+def wired():
+    functions = (Accelerator.backward, Trainer.create_optimizer, Trainer.get_optimizer_cls_and_kwargs)
+    return "momo" in list(OptimizerNames), *(hasattr(function, "wrapper") for function in functions)
+
+print(*wired())
+momo_hf.integrations.install()
+first = Accelerator.backward
+momo_hf.integrations.install()
+print(*wired(), Accelerator.backward is first, sys.meta_path.count(momo_hf.integrations._WATCH))
+""")
+    assert shown.splitlines() == ["False False False False", "True True True True True 1"]
 
 
 def test_everything_public_can_be_had():

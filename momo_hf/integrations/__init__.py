@@ -24,3 +24,23 @@ For the maintainer of another trainer, supporting MoMo takes these lines:
 4. Where a loss scaler skips a step: `optimizer.drop_loss()`.
 5. `group["lr"]` belongs to the scheduler. Log `momo_hf.momo_metrics(optimizer)` at the logging steps.
 """
+
+from momo_hf.integrations.on_import import OnImport
+
+
+_WATCH = OnImport(
+    __name__,
+    {
+        "accelerate": "momo_hf.integrations.accelerate",
+        "transformers.training_args": "momo_hf.integrations.names",
+        "transformers.trainer": "momo_hf.integrations.transformers",
+    },
+)
+
+
+def install() -> None:
+    """Wire the optimizers into accelerate and transformers, each as soon as it is imported, or now if it is; once.
+
+    `import momo_hf` calls it. The modules of this package have no effect when they are imported.
+    """
+    _WATCH.install()

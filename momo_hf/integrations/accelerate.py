@@ -273,7 +273,7 @@ def _by_hand(self: AcceleratedOptimizer, name: str) -> Any:
 
 
 def install() -> None:
-    """Wrap the methods of accelerate that a training loop calls; once, also when this module is loaded again."""
+    """Wrap the methods of accelerate that a training loop calls; once, however often it is called."""
     for owner, name, wrap in (
         (Accelerator, "backward", _backward),
         (Accelerator, "clip_grad_norm_", _clip_grad_norm_),
@@ -286,6 +286,3 @@ def install() -> None:
         wrap_once(owner, name, wrap)
     AcceleratedOptimizer.__getattr__ = _by_hand
     deepspeed.install()
-
-
-install()

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from accelerate import accelerator as accelerate_module
 
+from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import MomoOptimizer
 
 
@@ -91,6 +92,5 @@ def _refuse_replacement(original: Any) -> Any:
 
 def install() -> None:
     """Refuse the silent replacement; a no-op where DeepSpeed is not installed."""
-    original = getattr(accelerate_module, "map_pytorch_optim_to_deepspeed", None)
-    if original is not None:
-        accelerate_module.map_pytorch_optim_to_deepspeed = _refuse_replacement(original)
+    if hasattr(accelerate_module, "map_pytorch_optim_to_deepspeed"):
+        wrap_once(accelerate_module, "map_pytorch_optim_to_deepspeed", _refuse_replacement)

@@ -2,16 +2,13 @@
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import Trainer
 
 from momo_hf.integrations.accelerate import unwrap_optimizer
 from momo_hf.integrations.learning_rate import cap_of
 from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
-
-
-if TYPE_CHECKING:
-    # Importing it imports momo_hf.integrations.transformers, which needs this module whole.
-    from transformers import Trainer
 
 
 NAMES = {Momo: "MoMo", MomoAdam: "MoMo-Adam"}
@@ -22,7 +19,7 @@ NOT_LISTED = ("params", "lr", "foreach", "compile")
 def extract_hyperparameters(original: Callable) -> Callable:
     """Wrap transformers' function of almost this name, which knows the argument `optim` only."""
 
-    def extract_hyperparameters_from_trainer(trainer: "Trainer") -> dict[str, Any]:
+    def extract_hyperparameters_from_trainer(trainer: Trainer) -> dict[str, Any]:
         hyperparameters = original(trainer)
         optimizer = unwrap_optimizer(trainer.optimizer)
         if optimizer is not None:

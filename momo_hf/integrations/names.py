@@ -1,4 +1,4 @@
-"""`optim="momo"` and the like as names that transformers knows; imported as soon as it has its own."""
+"""`optim="momo"` and the like as names that transformers knows."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ METHODS: dict[str, tuple[type[MomoOptimizer], dict[str, Any]]] = {
 }
 
 
-def register_names() -> None:
+def install() -> None:
     """Make the names valid wherever transformers takes the name of an optimizer; once.
 
     transformers has no public registry: a name is a member of the enum `OptimizerNames`.
@@ -28,6 +28,3 @@ def register_names() -> None:
         OptimizerNames._member_names_.append(member._name_)
         OptimizerNames._member_map_[member._name_] = member
         OptimizerNames._value2member_map_[value] = member
-
-
-register_names()

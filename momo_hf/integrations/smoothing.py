@@ -4,17 +4,13 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import Trainer
 from transformers.trainer_pt_utils import LabelSmoother
 
 from momo_hf.integrations.accelerate import unwrap_optimizer
-
-
-if TYPE_CHECKING:
-    # Importing it imports momo_hf.integrations.transformers, which needs this module whole.
-    from transformers import Trainer
 
 
 def label_smoothing_bound(epsilon: float, classes: int) -> float:
@@ -46,7 +42,7 @@ class BoundedLabelSmoother(LabelSmoother):
         return loss
 
 
-def watch_smoothing(trainer: "Trainer") -> None:
+def watch_smoothing(trainer: Trainer) -> None:
     """Give the optimizer the bound of the smoothed loss, unless it has one, as soon as that is what is trained on."""
     known = getattr(trainer, "label_smoother", None)
     if type(known) is LabelSmoother:
@@ -54,7 +50,7 @@ def watch_smoothing(trainer: "Trainer") -> None:
         trainer.label_smoother = BoundedLabelSmoother(known.epsilon, known.ignore_index, on_training_loss)
 
 
-def _set_bound(trainer: "Trainer", classes: int) -> None:
+def _set_bound(trainer: Trainer, classes: int) -> None:
     optimizer = unwrap_optimizer(trainer.optimizer)
     if optimizer is not None and optimizer.param_groups[0]["lb"] == 0:
         optimizer.set_lb(label_smoothing_bound(trainer.label_smoother.epsilon, classes))

@@ -198,12 +198,9 @@ class MomoTrainer(MomoTrainerMixin, Trainer):
 
 
 def install() -> None:
-    """Let every Trainer make our optimizers by name and equip it; once, also when this module is loaded again.
+    """Let every Trainer make our optimizers by name and equip it; once, however often it is called.
 
     transformers 4 and 5 both turn a name into an optimizer in this static method.
     """
     wrap_once(Trainer, "get_optimizer_cls_and_kwargs", _get_optimizer_cls_and_kwargs)
     equip_trainers()
-
-
-install()
