@@ -15,7 +15,9 @@ from tests.toys import Points
 def test_the_bound_is_what_the_label_smoother_can_reach(epsilon, classes):
     logits = nn.Parameter(torch.zeros(1, 1, classes, dtype=torch.float64))
     labels = torch.zeros(1, 1, dtype=torch.long)
-    optimizer = torch.optim.LBFGS([logits], lr=0.5, max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-14)
+    # Without a line search rounding decides, and so the machine, whether it gets there.
+    options = {"line_search_fn": "strong_wolfe", "tolerance_grad": 1e-12, "tolerance_change": 1e-14}
+    optimizer = torch.optim.LBFGS([logits], lr=0.5, max_iter=500, **options)
 
     def closure():
         optimizer.zero_grad()
