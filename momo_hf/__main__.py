@@ -55,7 +55,8 @@ def main() -> None:
     sys.modules["__main__"] = main = types.ModuleType("__main__")
     main.__annotations__ = {}
     if is_module:
-        runpy._run_module_as_main(sys.argv[0])  # the function that `python -m` calls, by this name in every version
+        # The function that `python -m` calls, by this name in every version; typeshed leaves it out.
+        runpy._run_module_as_main(sys.argv[0])  # type: ignore[attr-defined]
     else:
         run_script(sys.argv[0], main)
 

@@ -52,7 +52,7 @@ def sort_checkpoints(folder: str) -> list[str]:
 
     if hasattr(trainer_utils, "sort_checkpoints"):
         return trainer_utils.sort_checkpoints(folder, use_mtime=True)
-    trainer = Trainer.__new__(Trainer)
+    trainer: Any = Trainer.__new__(Trainer)
     trainer.state = TrainerState()
     return trainer._sorted_checkpoints(folder, use_mtime=True)
 

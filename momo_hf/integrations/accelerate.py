@@ -6,6 +6,7 @@ An Accelerator without a MoMo optimizer behaves as before.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -99,14 +100,14 @@ def _backward(original: Callable) -> Callable:
             window.settle()
         # Before the backward pass, so that it costs no waiting; whom it feeds is known only afterwards.
         averages = average(windows, share)
-        before = [Snapshot(window.gradients.held()) for window in windows]
+        before = [Snapshot(window.held()) for window in windows]
         try:
             result = original(self, loss, **kwargs)
         except BaseException:
             for window in windows:
                 window.remember()
             raise
-        after = [window.gradients.held() for window in windows]
+        after = [window.held() for window in windows]
         fed = [i for i, gradients in enumerate(after) if before[i].written(gradients)]
         if len(fed) > 1:
             raise ValueError(
@@ -129,7 +130,8 @@ def _backward_with_zero(
 ) -> Any:
     """ZeRO holds the gradients of its one model itself, and takes the step within the last backward pass."""
     (window,) = windows
-    engine = accelerator.deepspeed_engine_wrapped.engine
+    wrapped: Any = accelerator.deepspeed_engine_wrapped  # for a type checker None, which it is at first
+    engine = wrapped.engine
     window.zero = window.zero or deepspeed.connect(engine, window.optimizer)
     divisor = engine.gradient_accumulation_steps() if kwargs.get("scale_wrt_gas", True) else 1
     share, last = _one_number(loss) / divisor, accelerator.sync_gradients
@@ -151,7 +153,7 @@ def _one_number(loss: Tensor) -> Tensor:
             f"Accelerator.backward() got a loss of shape {tuple(loss.shape)}: MoMo needs the one number whose "
             "gradient is taken; reduce it first, for example with loss.mean()."
         )
-    loss = whole(loss.detach())
+    loss = torch.as_tensor(whole(loss.detach()))
     return loss.reshape(()).to(torch.promote_types(loss.dtype, torch.float32))
 
 
@@ -265,8 +267,8 @@ def _save_model(original: Callable) -> Callable:
 
 
 def _by_hand(self: AcceleratedOptimizer, name: str) -> Any:
-    """What a prepared optimizer has not itself: `set_loss` and its like and `search`, where there is a MoMo optimizer inside."""
-    optimizer = unwrap_optimizer(self.__dict__.get("optimizer")) if name in BY_HAND else None
+    """What a prepared optimizer has where there is a MoMo optimizer inside: `set_loss` and its like and `search`."""
+    optimizer = unwrap_optimizer(self)
     if optimizer is None:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
     return getattr(optimizer, name)
@@ -284,5 +286,6 @@ def install() -> None:
         (AcceleratedOptimizer, "step", _step),
     ):
         wrap_once(owner, name, wrap)
-    AcceleratedOptimizer.__getattr__ = _by_hand
+    for name in BY_HAND:
+        setattr(AcceleratedOptimizer, name, property(functools.partial(_by_hand, name=name)))
     deepspeed.install()

@@ -43,7 +43,7 @@ class MomoCallback(TrainerCallback):
         if optimizer is None:
             return
         self._before = self._counts(optimizer)
-        self._report = SearchReport(optimizer, args.output_dir, state.is_world_process_zero)
+        self._report = SearchReport(optimizer, args.output_dir or "", state.is_world_process_zero)
         message = warning_at_start(args, optimizer, model)
         self._warned = message is not None
         if message is not None and state.is_world_process_zero:

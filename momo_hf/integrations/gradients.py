@@ -20,6 +20,9 @@ from momo_hf.compat import fsdp_param_groups
 from momo_hf.optim import MomoOptimizer
 
 
+Groups = tuple[dist.ProcessGroup | None, ...]  # None is torch's name for all processes
+
+
 class Gradients:
     """The gradients of an optimizer whose parameters belong to the models of an Accelerator.
 
@@ -52,7 +55,7 @@ class Gradients:
             found += [param.unsharded_accumulated_grad, None if unsharded is None else unsharded.grad]
         return [grad for grad in found if grad is not None]
 
-    def averaging(self) -> tuple[dist.ProcessGroup, ...]:
+    def averaging(self) -> Groups:
         """The groups over which a backward pass averages gradients now, one after the other; empty if it does not.
 
         Raises:
@@ -65,6 +68,7 @@ class Gradients:
                     "have run out of batches do not answer. Give every process the same number of batches: "
                     "`even_batches=True` in accelerate, or `drop_last=True` in the DataLoader."
                 )
+        groups: Groups
         if self._ddp:
             model = self._ddp[-1]  # the newest, where a module was wrapped again
             # accelerate's trigger_sync_in_backward sets the second one between forward and backward pass.
@@ -143,7 +147,7 @@ def models_key(accelerator: Accelerator, optimizer: MomoOptimizer) -> tuple[int,
     return (id(accelerator), *map(id, models_of(accelerator)), *map(id, ends))
 
 
-def mesh_groups(mesh_info: Any) -> tuple[dist.ProcessGroup, ...]:
+def mesh_groups(mesh_info: Any) -> Groups:
     """The groups over which FSDP2 averages, as few as possible."""
     if mesh_info.mesh.size() == dist.get_world_size():
         return (dist.group.WORLD,)

@@ -32,15 +32,19 @@ def were_loaded(args: TrainingArguments) -> bool:
     return not any(getattr(args, name) is default for name, default in defaults.items())
 
 
+def lr_of(optimizer: MomoOptimizer) -> float:
+    """The `lr` that was given, before any schedule; the largest of several groups. The device is read."""
+    return max(float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups)
+
+
 def cap_of(optimizer: MomoOptimizer) -> float | None:
     """The upper bound of the step size before any schedule: what a search has found, None while it goes on, or `lr`.
 
     Of several groups it is that of the largest `lr`. The device is read.
     """
-    lr = max(float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups)
     if (search := optimizer.search) is None:
-        return lr
-    return None if search.cap is None else lr * search.cap
+        return lr_of(optimizer)
+    return None if search.cap is None else lr_of(optimizer) * search.cap
 
 
 def warning_at_start(args: TrainingArguments, optimizer: MomoOptimizer, model: Any) -> str | None:
@@ -61,7 +65,7 @@ def warning_at_start(args: TrainingArguments, optimizer: MomoOptimizer, model: A
             f"{kind}, was chosen. It is taken as left alone, and the upper bound of the step size is searched for; for "
             "another bound give a number that differs from the default."
         )
-    cap = cap_of(optimizer)
+    cap = lr_of(optimizer)
     if alone and cap == args.learning_rate:
         return (
             f"learning_rate was left at {cap:g}, the default of {kind}. For MoMo it is the upper bound of the step "
@@ -86,14 +90,14 @@ def warning_at_end(optimizer: MomoOptimizer, capped: float) -> str:
     if capped < 0.95 or optimizer.search is not None:
         return ""
     return (
-        f" So nearly every step was one that a learning rate of {cap_of(optimizer):g} gives without MoMo. That is right "
+        f" So nearly every step was one that a learning rate of {lr_of(optimizer):g} gives without MoMo. That is right "
         f"for fine-tuning; to let the loss choose the step size, {advice(optimizer)}."
     )
 
 
 def advice(optimizer: MomoOptimizer) -> str:
     """What to try where a cap that was given is too low."""
-    cap, lr = cap_of(optimizer), inspect.signature(type(optimizer)).parameters.get("lr")
+    cap, lr = lr_of(optimizer), inspect.signature(type(optimizer)).parameters.get("lr")
     default = 0.0 if lr is None or lr.default is lr.empty else lr.default
     preset = 'optim="momo_adam_auto" without a learning_rate, which searches for it'
     if cap >= default:

@@ -3,10 +3,14 @@
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from momo_hf.optim import MomoOptimizer
 from momo_hf.optim.search import STEPS, Search
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # not everybody has it
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +38,7 @@ class SearchReport:
         if not self._due:
             return
         self._due, search = False, self._optimizer.search
-        if not self._writes:
+        if search is None or not self._writes:
             return
         if search.cap is None and search.steps > 0:
             logger.warning(
@@ -69,7 +73,7 @@ def write_search(search: Search, folder: Path) -> None:
     figure.savefig(folder / "search.png", dpi=110)
 
 
-def draw_search(search: Search, figure) -> None:
+def draw_search(search: Search, figure: "Figure") -> None:
     """Draw loss and signal against the step size, and the cap.
 
     Args:

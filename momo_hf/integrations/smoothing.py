@@ -46,11 +46,11 @@ def watch_smoothing(trainer: Trainer) -> None:
     """Give the optimizer the bound of the smoothed loss, unless it has one, as soon as that is what is trained on."""
     known = getattr(trainer, "label_smoother", None)
     if type(known) is LabelSmoother:
-        on_training_loss = functools.partial(_set_bound, trainer)
+        on_training_loss = functools.partial(_set_bound, trainer, known.epsilon)
         trainer.label_smoother = BoundedLabelSmoother(known.epsilon, known.ignore_index, on_training_loss)
 
 
-def _set_bound(trainer: Trainer, classes: int) -> None:
+def _set_bound(trainer: Trainer, epsilon: float, classes: int) -> None:
     optimizer = unwrap_optimizer(trainer.optimizer)
     if optimizer is not None and optimizer.param_groups[0]["lb"] == 0:
-        optimizer.set_lb(label_smoothing_bound(trainer.label_smoother.epsilon, classes))
+        optimizer.set_lb(label_smoothing_bound(epsilon, classes))

@@ -181,7 +181,7 @@ def equip_trainers() -> None:
     wrap_once(modelcard, "extract_hyperparameters_from_trainer", extract_hyperparameters)
 
 
-class MomoTrainerMixin:
+class MomoTrainerMixin(Trainer):
     """For a Trainer class that creates optimizer and scheduler itself: `class MyTrainer(MomoTrainerMixin, Theirs): ...`.
 
     Any other Trainer has by itself what this adds: `MomoCallback`, and the known lower bound of a label-smoothed loss.
@@ -193,7 +193,7 @@ class MomoTrainerMixin:
         return optimizer
 
 
-class MomoTrainer(MomoTrainerMixin, Trainer):
+class MomoTrainer(MomoTrainerMixin):
     """`transformers.Trainer` by another name; see `MomoTrainerMixin`."""
 
 

@@ -3,17 +3,17 @@
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
 from momo_hf.integrations import deepspeed
-from momo_hf.integrations.gradients import Gradients, Snapshot, models_key, parameters_of
+from momo_hf.integrations.average import Average
+from momo_hf.integrations.gradients import Gradients, Groups, Snapshot, models_key, parameters_of
 from momo_hf.optim import MomoOptimizer
 from momo_hf.optim.intake import Given
 from momo_hf.optim.sharding import layout_of, local, sum_over_shards, whole
@@ -27,6 +27,11 @@ class Sums(NamedTuple):
 
     local: Tensor | None = None
     averaged: tuple[Callable[[], Tensor], ...] = ()
+
+
+def added(losses: Iterable[Tensor]) -> Tensor:
+    """The sum of some losses, one at least."""
+    return functools.reduce(torch.add, losses)
 
 
 class LossWindow:
@@ -61,12 +66,16 @@ class LossWindow:
         self._accelerator = ref(accelerator)
 
     @property
-    def gradients(self) -> Gradients:
-        """The gradients, looked up anew where the Accelerator has got other models."""
+    def gradients(self) -> Gradients | None:
+        """The gradients, looked up anew where the Accelerator has got other models; None before it prepared anything."""
         accelerator, known = self._accelerator(), self._gradients
         if accelerator is not None and (known is None or known.key != models_key(accelerator, self.optimizer)):
             self._gradients = Gradients(accelerator, self.optimizer)
         return self._gradients
+
+    def held(self) -> list[Tensor]:
+        """The gradient tensors that there are now."""
+        return [] if (gradients := self.gradients) is None else gradients.held()
 
     # ---- One lifetime with the gradients ----
 
@@ -78,7 +87,7 @@ class LossWindow:
         """
         if self._snapshot is None:
             return
-        held = self.gradients.held()
+        held = self.held()
         kept = self._snapshot.kept(held)
         self._whole_norm &= len(kept) == len(held)
         if not kept:
@@ -100,7 +109,7 @@ class LossWindow:
     def remember(self, now: list[Tensor] | None = None) -> None:
         """Take the gradients as they are now for the ones that the loss belongs to."""
         if self.zero is None and not self.empty:
-            self._snapshot = Snapshot(self.gradients.held() if now is None else now)
+            self._snapshot = Snapshot(self.held() if now is None else now)
 
     def trust(self) -> None:
         """Do not look at the gradients again until `remember`: a loss scaler is about to write to them."""
@@ -130,9 +139,11 @@ class LossWindow:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> None:
         """Change the sum that is averaged and the one that is not."""
-        averaged = change(sum(part() for part in self.sums.averaged)) if self.sums.averaged else None
-        local = None if self.sums.local is None else change(self.sums.local)
-        self.sums = Sums(local, () if averaged is None else (lambda: averaged,))
+        local, averaged = self.sums
+        if averaged:
+            changed = change(added(part() for part in averaged))
+            averaged = (lambda: changed,)
+        self.sums = Sums(None if local is None else change(local), averaged)
 
     # ---- What goes in ----
 
@@ -174,7 +185,7 @@ class LossWindow:
         if not any(covered) or not math.isfinite(max_norm):
             return
         self._whole_norm = all(covered)
-        factor = (max_norm / (whole(norm).detach() + 1e-6)).clamp(max=1.0)
+        factor = (max_norm / (torch.as_tensor(whole(norm)).detach() + 1e-6)).clamp(max=1.0)
         if all(covered):
             self._clips["full"] = factor * self._clips.get("full", 1.0)
         else:
@@ -219,21 +230,29 @@ class LossWindow:
         if clip_factor is None:
             clip_factor = self._clip_factor() if self.zero is None else deepspeed.clip_factor(self.zero)
             whole_norm = clip_factor is not None and (self._whole_norm or self.zero is not None)
-        like = self.optimizer.param_groups[0]["step"]
         if loss is None and not self._fresh:
             loss = returned
-        if loss is not None:
-            # A number goes where the processes communicate, a tensor is there already.
-            device = loss.device if isinstance(loss, Tensor) else like.device
-            given = torch.as_tensor(whole(loss), dtype=like.dtype, device=device).reshape(1)
-            groups = self.groups()
-            loss = Average(given, groups).value(0) if groups else given
-        elif self._fresh:
-            local = () if self.sums.local is None else (self.sums.local,)
-            loss = sum((*(part() for part in self.sums.averaged), *local))
+        taken = self._backpropagated() if loss is None else self._averaged(loss)
         self._spend(clip_factor)
         # Parameters that FSDP keeps on the CPU take their scalars from there too.
-        return None if loss is None else loss.to(like.device), clip_factor, whole_norm
+        device = self.optimizer.param_groups[0]["step"].device
+        return None if taken is None else taken.to(device), clip_factor, whole_norm
+
+    def _backpropagated(self) -> Tensor | None:
+        """The loss of the gradients that there are, unless a step has used it."""
+        if not self._fresh:
+            return None
+        local, averaged = self.sums
+        return added((*(part() for part in averaged), *(() if local is None else (local,))))
+
+    def _averaged(self, given: Tensor | float) -> Tensor:
+        """A loss of this process, averaged over the processes over which the gradients are."""
+        like = self.optimizer.param_groups[0]["step"]
+        # A number goes where the processes communicate, a tensor is there already.
+        device = given.device if isinstance(given, Tensor) else like.device
+        value = torch.as_tensor(whole(given), dtype=like.dtype, device=device).reshape(1)
+        groups = self.groups()
+        return Average(value, groups).value(0) if groups else value
 
     def _spend(self, clip_factor: Tensor | float | None) -> None:
         """Gradients that nobody drops after the step stay with their loss."""
@@ -243,38 +262,14 @@ class LossWindow:
             self._fold(clip_factor)
             self._fresh, self._used = False, True
 
-    def groups(self) -> tuple[dist.ProcessGroup, ...]:
+    def groups(self) -> Groups:
         """The process groups over which a backward pass averages the gradients now."""
         if self.zero is not None:
             return (self.zero.dp_process_group,)
         return () if self.gradients is None else self.gradients.averaging()
 
     def _clip_factor(self) -> Tensor | None:
-        return math.prod(self._clips.values()) if self._clips else None
-
-
-class Average:
-    """The mean of some numbers over processes, started at once and waited for when it is needed.
-
-    Args:
-        values: this process's numbers, 1-dim; every process of the groups makes the same averages in the same order.
-        groups: process groups to average over, one after the other; at least one.
-    """
-
-    def __init__(self, values: Tensor, groups: tuple[dist.ProcessGroup, ...]) -> None:
-        self._values, self._work, self._count = values.clone(), None, 1
-        for group in groups:
-            if self._work is not None:
-                self._work.wait()
-            self._work = dist.all_reduce(self._values, group=group, async_op=True)
-            self._count *= dist.get_world_size(group)
-
-    def value(self, index: int) -> Tensor:
-        """One of the means, 0-dim."""
-        if self._work is not None:
-            self._work.wait()
-            self._values, self._work = self._values / self._count, None
-        return self._values[index]
+        return functools.reduce(torch.mul, self._clips.values()) if self._clips else None
 
 
 def average(windows: list[LossWindow], share: Tensor) -> list[Callable[[], Tensor] | None]:

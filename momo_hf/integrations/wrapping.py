@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 
+MARK = "wrapper"
+
+
 def wrap_once(owner: Any, name: str, wrap: Callable[[Callable], Callable]) -> None:
     """Wrap a method of a class or a function of a module; once, also when the module of `wrap` is loaded again.
 
@@ -18,7 +21,7 @@ def wrap_once(owner: Any, name: str, wrap: Callable[[Callable], Callable]) -> No
     if mark in _wrappers(original):
         return
     wrapper = functools.wraps(original)(wrap(original))
-    wrapper.wrapper = mark
+    setattr(wrapper, MARK, mark)
     static = isinstance(inspect.getattr_static(owner, name), staticmethod)
     setattr(owner, name, staticmethod(wrapper) if static else wrapper)
 
@@ -27,6 +30,6 @@ def _wrappers(function: Any) -> list[str]:
     """The names of the wrappers around a function, the outermost first."""
     names = []
     while function is not None:
-        names.append(getattr(function, "wrapper", ""))
+        names.append(getattr(function, MARK, ""))
         function = getattr(function, "__wrapped__", None)
     return names
