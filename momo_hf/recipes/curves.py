@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 TRAINING = "training.png"
-STEP_SIZES = {
+STEP_SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "learning_rate": ("learning rate", {"color": "0.4", "linestyle": "--"}),
     "momo/polyak_lr": ("without the cap (polyak_lr)", {"color": "tab:orange", "linewidth": 1}),
     "momo/effective_lr": ("step size taken (effective_lr)", {"color": "tab:blue", "linewidth": 2.5, "alpha": 0.7}),
@@ -68,7 +68,7 @@ def _points(history: list[dict[str, Any]], name: str, positive: bool = False) ->
 
 
 def _lines(
-    axes: Axes, history: list[dict[str, Any]], names: dict[str, tuple[str, dict]], positive: bool = False
+    axes: Axes, history: list[dict[str, Any]], names: dict[str, tuple[str, dict[str, Any]]], positive: bool = False
 ) -> None:
     for name, (label, style) in names.items():
         at, values = _points(history, name, positive)

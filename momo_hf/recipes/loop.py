@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments, get_scheduler
@@ -23,7 +25,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
 from momo_hf.integrations.search_report import SearchReport
 from momo_hf.recipes.errors import InputError
-from momo_hf.recipes.outputs import remove_old_run, rotate, whole_folder, write_json
+from momo_hf.recipes.outputs import RunArguments, folder_of, remove_old_run, rotate, whole_folder, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -39,8 +41,8 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
-        log_with=list(args.report_to),
-        project_config=ProjectConfiguration(args.output_dir),
+        log_with=list(args.report_to or ()),
+        project_config=ProjectConfiguration(str(folder_of(args))),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
         cpu=args.use_cpu,
     )
@@ -61,15 +63,17 @@ def make_optimizer(args: TrainingArguments, groups: list[dict[str, Any]]) -> tor
     return cls([{"weight_decay": args.weight_decay, **group} for group in groups], **kwargs)
 
 
-def make_scheduler(args: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int, accelerator: Accelerator):
+def make_scheduler(
+    args: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int, accelerator: Accelerator
+) -> LRScheduler:
     """The schedule of the arguments; accelerate advances it once per process at every step."""
-    processes = accelerator.num_processes
+    processes, options = accelerator.num_processes, args.lr_scheduler_kwargs
     return get_scheduler(
         args.lr_scheduler_type,
         optimizer,
         num_warmup_steps=args.get_warmup_steps(steps) * processes,
         num_training_steps=steps * processes,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs or {},
+        scheduler_specific_kwargs=options if isinstance(options, dict) else {},  # a text was read by the arguments
     )
 
 
@@ -101,10 +105,10 @@ class Loop:
 
     def __init__(
         self,
-        args: TrainingArguments,
+        args: RunArguments,
         accelerator: Accelerator,
         optimizer: Any,
-        loader: DataLoader,
+        loader: DataLoaderShard | DataLoaderDispatcher,
         steps: int,
         ema: EMAModel | None = None,
     ) -> None:
@@ -125,9 +129,9 @@ class Loop:
         set_seed(args.seed, device_specific=True)
         if args.resume_from_checkpoint:
             self._resume(Path(args.resume_from_checkpoint))
-        self._report = None
+        self._report: SearchReport | None = None
         if self._momo is not None:
-            self._report = SearchReport(self._momo, args.output_dir, accelerator.is_main_process)
+            self._report = SearchReport(self._momo, folder_of(args), accelerator.is_main_process)
         self._bar = tqdm(
             total=steps, initial=self.step, disable=args.disable_tqdm or not accelerator.is_local_main_process
         )
@@ -135,7 +139,7 @@ class Loop:
     def batches(self) -> Iterator[Any]:
         """Batches, epoch after epoch, until the steps are done; after a resume from where the checkpoint was made."""
         epoch, done = divmod(self.step, self._steps_per_epoch)
-        rng_state = torch.get_rng_state()
+        rng_state: Tensor | None = torch.get_rng_state()
         while self.step < self.steps:
             self.loader.set_epoch(epoch)
             skipped = done * self.args.gradient_accumulation_steps
@@ -198,7 +202,7 @@ class Loop:
 
     def save(self) -> Path:
         """Write `checkpoint-STEP` and remove the oldest ones beyond `save_total_limit`."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.step}"
+        folder = folder_of(self.args) / f"checkpoint-{self.step}"
         state = {"step": self.step, "history": self.history, "processes": self.accelerator.num_processes}
         with whole_folder(folder, self.args.should_save) as beside:
             self.accelerator.save_state(str(beside))

@@ -14,7 +14,8 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import find_tied_parameters
 from safetensors import SafetensorError
-from transformers import Seq2SeqTrainingArguments, TrainingArguments
+from torch import nn
+from transformers import Seq2SeqTrainingArguments, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
@@ -53,6 +54,11 @@ class Seq2SeqRunArguments(RunArguments, Seq2SeqTrainingArguments):
 # ---- Whose folder it is ----
 
 
+def folder_of(args: TrainingArguments) -> Path:
+    """`output_dir` as a path; it is not None, whatever its type says."""
+    return Path(args.output_dir or "")
+
+
 def prepare_output(args: RunArguments) -> None:
     """Find `output_dir` ready, or refuse it, before anything is read; every script calls it first.
 
@@ -68,7 +74,7 @@ def prepare_output(args: RunArguments) -> None:
         FileExistsError: the folder holds another run.
         OSError: the folder cannot be written.
     """
-    folder, given = Path(args.output_dir), str(args.resume_from_checkpoint or "False")
+    folder, given = folder_of(args), str(args.resume_from_checkpoint or "False")
     given = given.capitalize() if given.lower() in ("true", "false") else given
     last = get_last_checkpoint(folder) if folder.is_dir() else None
     checkpoint = {"False": None, "True": last}.get(given, os.path.expanduser(given))
@@ -121,7 +127,7 @@ def remove_old_run(args: RunArguments) -> None:
     Args:
         args: of a run that starts from nothing, after `prepare_output`.
     """
-    folder = Path(args.output_dir)
+    folder = folder_of(args)
     with args.main_process_first(local=args.save_on_each_node, desc="the output folder"):
         if not args.should_save:
             return
@@ -204,19 +210,21 @@ def rotate(folder: Path, limit: int | None, best: str | None = None) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-class WholeCheckpoints:
+class WholeCheckpoints(Trainer):
     """For a Trainer class: `class MyTrainer(WholeCheckpoints, MomoTrainer)`. A checkpoint has its name when it is whole.
 
     Its arguments are `RunArguments`. A run that is killed, or finds the disk full, while it saves goes on from the
     checkpoint before; one that had done all its steps does no more.
     """
 
+    args: RunArguments
+    model: nn.Module
     _run_dir: str | None = None
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         if not resume_from_checkpoint:
             remove_old_run(self.args)
-        return super().train(resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
@@ -245,7 +253,7 @@ class WholeCheckpoints:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if _internal_call:  # a part of a checkpoint
             return super().save_model(output_dir, _internal_call)
-        with write_errors_named(Path(output_dir or self.args.output_dir)):
+        with write_errors_named(Path(output_dir or folder_of(self.args))):
             super().save_model(output_dir)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -257,7 +265,7 @@ class WholeCheckpoints:
         super()._issue_warnings_after_load(load_result._replace(missing_keys=sorted(missing - left_out)))
 
     def save_state(self) -> None:
-        self._write_state(Path(self.args.output_dir))
+        self._write_state(folder_of(self.args))
 
     def _write_state(self, folder: Path) -> None:
         # The Trainer would write a bare NaN for a loss that is not a number.

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from datasets import disable_progress_bars
 from transformers import HfArgumentParser
+from transformers.hf_argparser import DataClassType
 
 from momo_hf.compat import training_arguments
 from momo_hf.recipes.config_file import read_config, unknown_name
@@ -57,8 +58,10 @@ def parse_run(dataclass_types: tuple[type, ...], argv: list[str] | None = None) 
         InputError: the file is missing or not a config, or an argument is unknown, missing or has a wrong value.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(dataclass_types)
-    path, values, lines = None, {}, {}
+    parser = _Parser([DataClassType(cls) for cls in dataclass_types])
+    path: Path | None = None
+    values: dict[str, Any] = {}
+    lines: dict[str, int] = {}
     if argv and not argv[0].startswith("-"):
         path = Path(argv.pop(0))
         if path.suffix.lower() not in (".yaml", ".yml"):

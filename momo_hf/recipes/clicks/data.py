@@ -2,7 +2,7 @@
 
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,10 +65,8 @@ def load_clicks(name: str, table_size: int, max_eval_samples: int = 100_000) -> 
     if name == "demo":
         return synthetic_clicks(table_size)
     path = local_path(name)
-    if path is not None:
-        rows, options = _read_file, {"path": str(_find_file(path))}
-    else:
-        rows, options = _read_hub, {"name": name}
+    rows: Callable[..., Iterator[dict[str, Any]]] = _read_hub if path is None else _read_file
+    options: dict[str, Any] = {"name": name} if path is None else {"path": str(_find_file(path))}
     options["table_size"] = table_size
     validation = []
     for row in tqdm(rows(**options, held_out=True), desc="Held-out rows", total=max_eval_samples):
@@ -99,7 +97,7 @@ def _training_rows(read: Callable[..., Iterator[dict[str, Any]]], **options: Any
 # ---- Rows ----
 
 
-def encode_row(fields: list[str | float | None], table_size: int) -> dict[str, Any]:
+def encode_row(fields: Sequence[str | float | None], table_size: int) -> dict[str, Any]:
     """One row from its 40 fields: label, 13 numbers, 26 categories; an empty field or None is a missing one.
 
     Numbers x become log(1 + x), with 0 for negative and missing ones, as is usual for these counts.
@@ -109,23 +107,24 @@ def encode_row(fields: list[str | float | None], table_size: int) -> dict[str, A
     """
     if len(fields) != 1 + NUM_DENSE + NUM_TABLES:
         raise BrokenRow(f"{len(fields)} fields instead of {1 + NUM_DENSE + NUM_TABLES}")
-    if str(fields[0]) not in ("0", "1", "0.0", "1.0"):
+    label = str(fields[0])
+    if label not in ("0", "1", "0.0", "1.0"):
         raise BrokenRow(f"the label is {fields[0]!r} instead of 0 or 1")
     try:
         numbers = [0.0 if x is None or x == "" else float(x) for x in fields[1 : 1 + NUM_DENSE]]
     except ValueError as error:
         raise BrokenRow(str(error)) from None
     with np.errstate(over="ignore"):
-        numbers = np.float32(numbers)
-    finite = np.isfinite(numbers)
+        dense = np.asarray(numbers, np.float32)
+    finite = np.isfinite(dense)
     if not finite.all():
         raise BrokenRow(f"the number {fields[1 + int(finite.argmin())]!r} is not finite in 32 bits")
     categories = fields[1 + NUM_DENSE :]
     codes = [0 if not c else 1 + zlib.crc32(str(c).encode()) % (table_size - 1) for c in categories]
     return {
-        "dense": np.log1p(np.maximum(numbers, 0)),
+        "dense": np.log1p(np.maximum(dense, 0)),
         "sparse": np.array(codes, np.int64),
-        "labels": float(fields[0]),
+        "labels": float(label),
     }
 
 

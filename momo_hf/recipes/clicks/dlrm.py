@@ -68,8 +68,8 @@ class DLRM(PreTrainedModel):
         if isinstance(module, nn.Embedding):
             bound = self.config.table_size**-0.5
             nn.init.uniform_(module.weight, -bound, bound)
-        elif hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
 
     def forward(
         self, dense: Tensor, sparse: Tensor, labels: Tensor | None = None, return_dict: bool | None = None

@@ -1,5 +1,7 @@
 """The scores of click predictions as a module of `evaluate` that needs no download."""
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -14,7 +16,7 @@ class ClickMetric(evaluate.Metric):
     are NaN if a prediction is.
     """
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import DatasetDict
@@ -132,7 +133,8 @@ def make_tokenizer() -> CLIPTokenizer:
         special_tokens=["<|startoftext|>", "<|endoftext|>"], end_of_word_suffix="</w>", show_progress=False
     )
     tokenizer.train_from_iterator(map(caption, range(10)), trainer)
-    merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    # transformers takes these pairs, and its type hint says texts.
+    merges: list[Any] = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     return CLIPTokenizer(vocab=tokenizer.get_vocab(), merges=merges, model_max_length=8)
 
 

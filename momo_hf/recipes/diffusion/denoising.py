@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from datasets.utils import tqdm
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, SchedulerMixin
 from diffusers.training_utils import compute_snr
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
@@ -17,12 +17,12 @@ GOLDEN_RATIO = 0.6180339887
 GAP = (110, 110, 110)  # the colour between the images of a grid
 
 
-def training_scheduler(scheduler) -> DDPMScheduler:
+def training_scheduler(scheduler: SchedulerMixin) -> DDPMScheduler:
     """The noise that a pipeline was trained with, whatever it samples with."""
     return DDPMScheduler.from_config(scheduler.config)
 
 
-def target(scheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def target(scheduler: SchedulerMixin, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the model is to predict: the noise, or the velocity, as the scheduler's `prediction_type` says."""
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
@@ -33,7 +33,11 @@ def target(scheduler, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor
 
 
 def denoising_losses(
-    predict: Callable[[Tensor, Tensor], Tensor], scheduler, clean: Tensor, noise: Tensor, timesteps: Tensor
+    predict: Callable[[Tensor, Tensor], Tensor],
+    scheduler: SchedulerMixin,
+    clean: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
 ) -> Tensor:
     """Squared error of every sample.
 
@@ -52,13 +56,13 @@ def denoising_losses(
     return error.square().flatten(1).mean(1)
 
 
-def random_noise(scheduler, clean: Tensor) -> tuple[Tensor, Tensor]:
+def random_noise(scheduler: SchedulerMixin, clean: Tensor) -> tuple[Tensor, Tensor]:
     """Fresh noise like `clean`, and one uniform timestep per sample."""
     steps = scheduler.config.num_train_timesteps
     return torch.randn_like(clean), torch.randint(steps, (len(clean),), device=clean.device)
 
 
-def fixed_noise(scheduler, clean: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def fixed_noise(scheduler: SchedulerMixin, clean: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Noise and timesteps that depend on a sample's number alone, so that held-out losses compare across runs.
 
     Args:
@@ -88,7 +92,7 @@ def held_out_loss(accelerator: Accelerator, batches: Iterable, losses_of: Callab
     return torch.cat(losses).double().mean().item()
 
 
-def min_snr_weights(scheduler, timesteps: Tensor, gamma: float) -> Tensor:
+def min_snr_weights(scheduler: SchedulerMixin, timesteps: Tensor, gamma: float) -> Tensor:
     """Weights of the losses at their timesteps (Hang et al. 2023, Min-SNR): min(SNR, γ) / SNR for noise prediction.
 
     Args:

@@ -43,7 +43,7 @@ def trainable_groups(
         The parameter groups for an optimizer.
     """
     pipeline.vae.requires_grad_(False).to(dtype=dtype)
-    parts = [(pipeline.unet, None, ["to_q", "to_k", "to_v", "to_out.0"])]
+    parts: list[tuple[Any, float | None, list[str]]] = [(pipeline.unet, None, ["to_q", "to_k", "to_v", "to_out.0"])]
     if train_text_encoder:
         parts.append((pipeline.text_encoder, text_encoder_lr, ["q_proj", "k_proj", "v_proj", "out_proj"]))
     else:

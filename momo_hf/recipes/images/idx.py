@@ -51,10 +51,10 @@ def load_idx(parts: dict[str, Path], held_out: float) -> DatasetDict:
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
     data = {split: stream_to_disk(idx_rows, features, pair) for split, pair in files.items()}
     if len(data) == 1:
-        (whole,) = data.values()
+        ((only, whole),) = data.items()
         cut = min(round(len(whole) * (1 - held_out)), len(whole) - 1)
         if cut == 0:
-            raise InputError("holds one image; one more is needed to hold it out", *parts.values())
+            raise InputError("holds one image; one more is needed to hold it out", parts[only])
         data = {"train": whole.select(range(cut)), "validation": whole.select(range(cut, len(whole)))}
     return DatasetDict(data)
 

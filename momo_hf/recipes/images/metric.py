@@ -1,5 +1,7 @@
 """Accuracy as a module of `evaluate` that needs no download."""
 
+from typing import Any
+
 import datasets
 import evaluate
 from sklearn.metrics import accuracy_score
@@ -8,7 +10,7 @@ from sklearn.metrics import accuracy_score
 class Accuracy(evaluate.Metric):
     """Top-1 accuracy, from 0 to 1: `Accuracy().compute(predictions=[...], references=[...])` returns `accuracy`."""
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:

@@ -64,8 +64,8 @@ class SmallVisionModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own initialisation of each layer is the one of the experiments.
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
@@ -85,18 +85,23 @@ class SmallVisionModel(PreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
+def head(features: int, config: SmallVisionConfig) -> nn.Linear:
+    """The last layer of a classifier, with an output for every class of the config."""
+    return nn.Linear(features, len(config.id2label or ()))
+
+
 class MLPForImageClassification(SmallVisionModel):
     """Fully connected layers with ReLU between them: 784-100-100-10 for MNIST."""
 
     config_class = MLPConfig
 
     @staticmethod
-    def build(config: MLPConfig) -> nn.Module:
+    def build(config: SmallVisionConfig) -> nn.Module:
         sizes = [config.num_channels * config.image_size**2, *config.hidden_sizes]
         layers: list[nn.Module] = [nn.Flatten()]
         for narrow, wide in zip(sizes, sizes[1:]):
             layers += [nn.Linear(narrow, wide), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Linear(sizes[-1], config.num_labels))
+        return nn.Sequential(*layers, head(sizes[-1], config))
 
 
 class BasicBlock(nn.Module):
@@ -125,7 +130,7 @@ class CifarResNetForImageClassification(SmallVisionModel):
     config_class = CifarResNetConfig
 
     @staticmethod
-    def build(config: CifarResNetConfig) -> nn.Module:
+    def build(config: SmallVisionConfig) -> nn.Module:
         blocks, rest = divmod(config.depth - 2, 6)
         if rest or blocks < 1:
             raise InputError(f"`depth` must be 6n + 2, got {config.depth}: take 20, 56 or 110.")
@@ -139,7 +144,7 @@ class CifarResNetForImageClassification(SmallVisionModel):
             for block in range(blocks):
                 layers.append(BasicBlock(narrow, wide, 2 if block == 0 and wide > 16 else 1))
                 narrow = wide
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, config.num_labels))
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head(64, config))
 
 
 class VGGForImageClassification(SmallVisionModel):
@@ -148,11 +153,11 @@ class VGGForImageClassification(SmallVisionModel):
     config_class = VGGConfig
 
     @staticmethod
-    def build(config: VGGConfig) -> nn.Module:
+    def build(config: SmallVisionConfig) -> nn.Module:
         layers: list[nn.Module] = []
         narrow = config.num_channels
         for wide in VGG16:
-            if wide == "pool":
+            if isinstance(wide, str):
                 layers.append(nn.MaxPool2d(2))
                 continue
             layers.append(nn.Conv2d(narrow, wide, 3, padding=1))
@@ -163,7 +168,7 @@ class VGGForImageClassification(SmallVisionModel):
         if config.image_size < 32:
             raise InputError(f"`image_size` must be 32 or more, got {config.image_size}: VGG16 halves it five times.")
         side = config.image_size // 32
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512 * side**2, config.num_labels))
+        return nn.Sequential(*layers, nn.Flatten(), head(512 * side**2, config))
 
 
 OWN_MODELS = {

@@ -37,7 +37,7 @@ class ImageTransform:
         image = image.convert("L" if self.channels == 1 else "RGB")
         image = self._random_window(image) if self.resized_crop else self._middle(image)
         pixels = np.asarray(image, np.float32).reshape(self.size, self.size, self.channels) / 255
-        pixels = (pixels - np.float32(self.mean)) / np.float32(self.std)
+        pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         tensor = torch.from_numpy(pixels).permute(2, 0, 1)
         if self.padding:
             tensor = torch.nn.functional.pad(tensor, [self.padding] * 4, value=float(tensor.min()))

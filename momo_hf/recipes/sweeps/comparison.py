@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -47,8 +48,8 @@ def plot_comparison(rows: pd.DataFrame, path: Path) -> None:
     figure = Figure(figsize=(10, 1.2 + 0.09 * len(tasks) * (len(names) + 2)), dpi=90, layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(names):
-        color, marker = matplotlib.colormaps["tab10"].colors[number % 10], MARKERS[number % len(MARKERS)]
-        style = {"color": color, "marker": marker, "markersize": 6, "linestyle": "none"}
+        color, marker = matplotlib.color_sequences["tab10"][number % 10], MARKERS[number % len(MARKERS)]
+        style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 6, "linestyle": "none"}
         axes.plot([], [], label=name, **style)
         for _, row in rows[rows["optimizer"] == name].iterrows():
             at = tasks.index(row["task"]) + (number + 1.5) / (len(names) + 2) - 0.5

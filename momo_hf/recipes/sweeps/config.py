@@ -11,6 +11,8 @@ from typing import Any, get_args, get_origin
 
 import optuna
 from filelock import FileLock
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 from transformers import Trainer, TrainingArguments
 
@@ -23,6 +25,28 @@ from momo_hf.recipes.errors import InputError
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 HEARTBEAT = 30  # seconds; a trial that is silent for four of them is given to another worker
+
+
+class SharedStudy(optuna.Study):
+    """A study from which workers take trials one at a time: SQLite has no lock on a row that is taken.
+
+    Args:
+        name: of the study, which is there.
+        storage: that it is in.
+        lock: what its workers share.
+    """
+
+    def __init__(self, name: str, storage: optuna.storages.RDBStorage, lock: FileLock) -> None:
+        super().__init__(name, storage)
+        self._database, self._one_at_a_time = storage, lock
+
+    def _pop_waiting_trial_id(self) -> int | None:
+        with self._one_at_a_time:
+            return super()._pop_waiting_trial_id()
+
+    def record_heartbeat(self, trial: FrozenTrial) -> None:
+        """Say that somebody works on a trial, as a worker does by itself every `HEARTBEAT` seconds."""
+        self._database.record_heartbeat(trial._trial_id)
 
 
 @dataclass
@@ -90,7 +114,7 @@ class Sweep:
     def number_of_runs(self) -> int:
         return sum(map(len, self.grids.values())) * len(self.seeds)
 
-    def study(self, optimizer: str) -> optuna.Study:
+    def study(self, optimizer: str) -> SharedStudy:
         """The study of one optimizer; created if it is not there, continued if it is.
 
         Raises:
@@ -98,22 +122,16 @@ class Sweep:
         """
         Path(self.output_dir).mkdir(parents=True, exist_ok=True)
         url = self.storage or f"sqlite:///{self.output_dir}/sweep.sqlite3"
-        # Workers start at the same moment, and SQLite has a lock neither on a table that is made nor on a row that is taken.
-        one_at_a_time = FileLock(f"{self.output_dir}/sweep.lock")
-        with one_at_a_time:
-            study = self._open(url, optimizer)
-        take = study._pop_waiting_trial_id
+        lock = FileLock(f"{self.output_dir}/sweep.lock")
+        with lock:  # workers start at the same moment, and SQLite has no lock on a table that is made
+            storage = self._open(url)
+            direction = StudyDirection[self.direction.upper()]
+            optuna.create_study(study_name=optimizer, storage=storage, direction=direction, load_if_exists=True)
+            return SharedStudy(optimizer, storage, lock)
 
-        def take_alone() -> int | None:
-            with one_at_a_time:
-                return take()
-
-        study._pop_waiting_trial_id = take_alone
-        return study
-
-    def _open(self, url: str, optimizer: str) -> optuna.Study:
+    def _open(self, url: str) -> optuna.storages.RDBStorage:
         try:
-            storage = optuna.storages.RDBStorage(
+            return optuna.storages.RDBStorage(
                 url,
                 engine_kwargs={"connect_args": {"timeout": 100}} if url.startswith("sqlite") else None,
                 heartbeat_interval=HEARTBEAT,
@@ -125,9 +143,6 @@ class Sweep:
             raise InputError(
                 f"the sweep's `storage` cannot be opened ({said}); give a URL that optuna knows."
             ) from error
-        return optuna.create_study(
-            study_name=optimizer, storage=storage, direction=self.direction, load_if_exists=True
-        )
 
     @property
     def worst(self) -> float:

@@ -1,6 +1,7 @@
 """The figure of a sweep, in the style of the paper: the final value against the learning rate, and what lies behind."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -11,7 +12,7 @@ from momo_hf.recipes.sweeps.config import Sweep, searches
 from momo_hf.recipes.sweeps.results import averages
 
 
-COLORS = matplotlib.colormaps["tab10"].colors
+COLORS = matplotlib.color_sequences["tab10"]
 CURVES = 3
 
 
@@ -62,7 +63,9 @@ def _final_values(axes: Axes, sweep: Sweep, means: pd.DataFrame, colors: dict) -
             axes.axhspan(own["min"].iloc[0], own["max"].iloc[0], color=color, alpha=0.15, linewidth=0)
             axes.axhline(own["mean"].iloc[0], color=color, label=f"{name} (searches)", linestyle="--")
             continue
-        alone = {"marker": "*", "markersize": 13} if len(own) == 1 else {"marker": "o", "markersize": 4}
+        alone: dict[str, Any] = (
+            {"marker": "*", "markersize": 13} if len(own) == 1 else {"marker": "o", "markersize": 4}
+        )
         axes.plot(own["learning_rate"], own["mean"], color=color, label=name, **alone)
         axes.fill_between(own["learning_rate"], own["min"], own["max"], color=color, alpha=0.15, linewidth=0)
         bad = own[own["mean"].isna()]

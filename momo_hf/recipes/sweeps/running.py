@@ -1,6 +1,7 @@
 """The work of one process: it takes points of a sweep, every one once, until all have been run."""
 
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -16,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from momo_hf.optim.searching import AUTO
-from momo_hf.recipes.sweeps.config import Sweep, searches
+from momo_hf.recipes.sweeps.config import SharedStudy, Sweep, searches
 
 
 logger = logging.getLogger(__name__)
@@ -66,14 +67,14 @@ def work(sweep: Sweep, worker: int) -> None:
     while True:
         for name, study in studies.items():
             while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                study.optimize(lambda trial, name=name: run_trial(sweep, name, main, trial), n_trials=1)
+                study.optimize(functools.partial(run_trial, sweep, name, main), n_trials=1)
             requeue_lost(study, seen)
         if not any(point(t) for study in studies.values() for t in study.get_trials(deepcopy=False, states=OPEN)):
             return
         time.sleep(1)  # if the worker of one of them dies, it comes back into the queue
 
 
-def requeue_lost(study: optuna.Study, seen: set[int]) -> None:
+def requeue_lost(study: SharedStudy, seen: set[int]) -> None:
     """Put the points of workers that are gone back into the queue.
 
     optuna looks for trials whose heartbeat is old, and a worker that is killed between taking a trial and its first
@@ -87,7 +88,7 @@ def requeue_lost(study: optuna.Study, seen: set[int]) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if trial._trial_id not in seen:
             seen.add(trial._trial_id)
-            study._storage.record_heartbeat(trial._trial_id)
+            study.record_heartbeat(trial)
     optuna.storages.fail_stale_trials(study)
 
 

@@ -7,6 +7,7 @@ its own language: word order, number formats, plural forms, names of days, month
 import datetime
 import random
 from collections.abc import Callable
+from typing import Literal
 
 from babel import Locale
 from babel.dates import format_date, format_time, format_timedelta
@@ -20,6 +21,14 @@ Pair = dict[str, str]
 Make = Callable[[random.Random, str], str]
 
 LANGUAGES = ("de", "en")
+DURATIONS: list[tuple[Literal["second", "minute", "hour", "day", "week", "month"], int, int]] = [  # most, in seconds
+    ("second", 59, 1),
+    ("minute", 59, 60),
+    ("hour", 22, 3600),
+    ("day", 6, 86400),
+    ("week", 4, 604800),
+    ("month", 11, 2629800),
+]
 UNITS = [
     "length-kilometer",
     "length-meter",
@@ -98,15 +107,14 @@ def _time(rng: random.Random, language: str) -> str:
 
 
 def _duration(rng: random.Random, language: str) -> str:
-    unit, most = rng.choice([("second", 59), ("minute", 59), ("hour", 22), ("day", 6), ("week", 4), ("month", 11)])
-    seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800, "month": 2629800}[unit]
+    unit, most, seconds = rng.choice(DURATIONS)
     delta = datetime.timedelta(seconds=rng.randint(1, most) * seconds)
     return format_timedelta(delta, granularity=unit, threshold=100, locale=language)
 
 
 def _price(rng: random.Random, language: str) -> str:
     amount, currency = rng.randrange(100, 1000000) / 100, rng.choice(CURRENCIES)
-    style = rng.choice(["standard", "name"])
+    style: Literal["standard", "name"] = rng.choice(["standard", "name"])
     return format_currency(amount, currency, locale=language, format_type=style).replace("\xa0", " ")
 
 
@@ -116,7 +124,7 @@ def _currency(rng: random.Random, language: str) -> str:
 
 def _unit(rng: random.Random, language: str) -> str:
     value = rng.choice([rng.randint(1, 99), rng.randint(100, 9999), rng.randint(11, 999) / 10])
-    length = rng.choice(["long", "short"])
+    length: Literal["long", "short"] = rng.choice(["long", "short"])
     return format_unit(value, rng.choice(UNITS), length, locale=language).replace("\xa0", " ")
 
 

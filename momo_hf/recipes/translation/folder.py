@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
+from typing import TypeVar
 
 from datasets import Dataset, DatasetDict, Features, Value
 
@@ -22,6 +23,7 @@ SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val",
 COLUMNS = Features({"source": Value("string"), "target": Value("string")})
 
 Rows = Iterator[dict[str, str]]
+Found = TypeVar("Found")
 
 
 def load_folder(folder: Path, source: str, target: str) -> DatasetDict:
@@ -57,7 +59,7 @@ def _pair(source: str, target: str) -> Rows:
         yield {"source": source, "target": target}
 
 
-def _one_of(split: str, exact: dict, others: dict, folder: Path):
+def _one_of(split: str, exact: dict[str, Found], others: dict[str, Found], folder: Path) -> Found | None:
     """The one candidate for a split: that of the documented name, or else the only one."""
     found = exact or others
     if len(found) > 1:
@@ -101,19 +103,18 @@ def _side(folder: Path, names: tuple[str, ...], language: str) -> dict[str, Path
 
 def parallel_rows(files: tuple[str, str]) -> Rows:
     """Pairs of lines of equal number."""
-    for texts in _together(files, [read_lines(Path(file)) for file in files]):
+    for texts in _together(files, *(read_lines(Path(file)) for file in files)):
         yield from _pair(*texts)
 
 
-def _together(files: tuple[str, ...], sides: list[Iterator[str]]) -> Iterator[tuple[str, str]]:
-    for number, texts in enumerate(itertools.zip_longest(*sides), 1):
-        if None in texts:
-            counts = [
-                number - 1 if text is None else number + sum(1 for _ in side) for text, side in zip(texts, sides)
-            ]
+def _together(files: tuple[str, str], source: Iterator[str], target: Iterator[str]) -> Iterator[tuple[str, str]]:
+    for number, (first, second) in enumerate(itertools.zip_longest(source, target), 1):
+        if first is None or second is None:
+            sides = ((first, source), (second, target))
+            counts = [number - 1 if text is None else number + sum(1 for _ in side) for text, side in sides]
             described = " and ".join(f"{Path(file).name} {count}" for file, count in zip(files, counts))
             raise InputError(f"two files of one split must have equally many lines, got {described}", files[0])
-        yield texts
+        yield first, second
 
 
 # ---- The official IWSLT14 download ----
@@ -143,7 +144,7 @@ def _iwslt_download(folder: Path, source: str, target: str) -> dict[str, Dataset
 def tagged_rows(files: tuple[str, str], held_out: bool) -> Rows:
     """Pairs of the lines that are no tags, either every 23rd or all others."""
     sides = [(line for line in read_lines(Path(file)) if not line.lstrip().startswith("<")) for file in files]
-    for number, texts in enumerate(_together(files, sides)):
+    for number, texts in enumerate(_together(files, *sides)):
         if (number % IWSLT_HOLD_OUT == 0) == held_out:
             yield from _pair(*texts)
 
@@ -151,7 +152,7 @@ def tagged_rows(files: tuple[str, str], held_out: bool) -> Rows:
 def segment_rows(files: tuple[str, ...]) -> Rows:
     """Pairs of the segments of XML files, which come in turns: source, target, source, target."""
     for pair in zip(files[::2], files[1::2]):
-        for texts in _together(pair, [_segments(Path(file)) for file in pair]):
+        for texts in _together(pair, *(_segments(Path(file)) for file in pair)):
             yield from _pair(*texts)
 
 
@@ -184,8 +185,9 @@ def json_rows(files: tuple[str], source: str, target: str) -> Rows:
         except json.JSONDecodeError:
             row = None
         row = row.get("translation", row) if isinstance(row, dict) else row
-        texts = [row.get(language) if isinstance(row, dict) else None for language in (source, target)]
-        if not all(isinstance(text, str) for text in texts):
+        found = [row.get(language) if isinstance(row, dict) else None for language in (source, target)]
+        texts = [text for text in found if isinstance(text, str)]
+        if len(texts) < 2:
             raise InputError(
                 f"every line must be a JSON object with texts for {source!r} and {target!r} (or such an object under "
                 f"'translation'), got {line[:80]!r}",

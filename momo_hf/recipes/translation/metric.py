@@ -1,5 +1,7 @@
 """BLEU and chrF as a module of `evaluate` that needs no download."""
 
+from typing import Any
+
 import datasets
 import evaluate
 import sacrebleu
@@ -12,7 +14,7 @@ class TranslationMetric(evaluate.Metric):
     reference string per prediction; returns `bleu` and `chrf`, both from 0 to 100.
     """
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
