@@ -21,7 +21,7 @@ PARTS = {
     "momo_hf.optim": {"momo_hf.compat"},
     "momo_hf.integrations": {"momo_hf.compat", "momo_hf.optim"},
     "momo_hf": {"momo_hf.integrations", "momo_hf.optim"},
-    "momo_hf.__main__": {"momo_hf"},
+    "momo_hf.__main__": {"momo_hf", "momo_hf.integrations"},
     "momo_hf.recipes": {"momo_hf", "momo_hf.compat", "momo_hf.integrations", "momo_hf.optim"},
 }
 
