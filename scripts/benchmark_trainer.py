@@ -13,6 +13,10 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
+
 from run_translation import DataArguments, ModelArguments, load_model, tokenize
 from transformers import DataCollatorForSeq2Seq, set_seed
 

@@ -9,6 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
+
 import pandas as pd
 
 from momo_hf.recipes.errors import run_main

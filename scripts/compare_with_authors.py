@@ -10,6 +10,10 @@ validation accuracy of both packages for every method and learning rate, and the
 import argparse
 import sys
 
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
+
 import momo as authors
 import torch
 from tqdm.auto import tqdm

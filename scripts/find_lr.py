@@ -13,6 +13,10 @@ import runpy
 import sys
 from pathlib import Path
 
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
+
 from accelerate import PartialState
 
 from momo_hf import MomoAdam

@@ -14,6 +14,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
+
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets

@@ -14,6 +14,10 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -29,8 +33,6 @@ from transformers import (
 from momo_hf import MomoTrainer
 from momo_hf.recipes.errors import InputError, run_main
 from momo_hf.recipes.images.data import load_images
-from momo_hf.recipes.images.figures import plot_confusion
-from momo_hf.recipes.images.metric import Accuracy
 from momo_hf.recipes.images.models import OWN_MODELS
 from momo_hf.recipes.images.transforms import ImageTransform
 from momo_hf.recipes.outputs import RunArguments, WholeCheckpoints, prepare_output
@@ -141,9 +143,10 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(model_args, data_args, labels)
     logger.info(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(labels)} classes, images: {data.num_rows}")
 
-    metric = Accuracy(cache_dir=args.output_dir)
-
     def compute_metrics(prediction) -> dict[str, float]:
+        from momo_hf.recipes.images.metric import Accuracy  # late, so that training begins sooner
+
+        metric = Accuracy(cache_dir=args.output_dir)
         return metric.compute(predictions=np.argmax(prediction.predictions, -1), references=prediction.label_ids)
 
     trainer = ClassificationTrainer(
@@ -166,6 +169,8 @@ def main(argv: list[str] | None = None) -> None:
         seconds = time.perf_counter() - start
         history = trainer.state.log_history
         path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, history=history)
+        from momo_hf.recipes.images.figures import plot_confusion
+
         plot_confusion(predicted.label_ids, np.argmax(predicted.predictions, -1), labels, args.output_dir)
         print(
             f"Top-1 accuracy {metrics['eval_accuracy']:.3f} after {seconds:.0f} s; see {path}, training.png and "

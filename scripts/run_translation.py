@@ -13,6 +13,10 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
+
 import numpy as np
 from datasets import DatasetDict
 from transformers import (
@@ -32,7 +36,6 @@ from momo_hf.recipes.outputs import Seq2SeqRunArguments, WholeCheckpoints, prepa
 from momo_hf.recipes.run import parse_run, write_results
 from momo_hf.recipes.translation.bpe import train_bpe
 from momo_hf.recipes.translation.data import load_translation
-from momo_hf.recipes.translation.metric import TranslationMetric
 
 
 logger = logging.getLogger(__name__)
@@ -168,13 +171,14 @@ def main(argv: list[str] | None = None) -> None:
     tokens = tokenize(data, tokenizer, data_args)
     logger.info(f"{model.num_parameters() / 1e6:.1f} M parameters, {len(tokenizer)} tokens, pairs: {data.num_rows}")
 
-    metric = TranslationMetric(cache_dir=args.output_dir)
-
     def decode(ids: np.ndarray) -> list[str]:
         ids = np.where(ids == -100, tokenizer.pad_token_id, ids)
         return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def compute_metrics(prediction) -> dict[str, float]:
+        from momo_hf.recipes.translation.metric import TranslationMetric  # late, so that training begins sooner
+
+        metric = TranslationMetric(cache_dir=args.output_dir)
         return metric.compute(predictions=decode(prediction.predictions), references=decode(prediction.label_ids))
 
     trainer = TranslationTrainer(
