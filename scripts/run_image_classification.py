@@ -10,7 +10,6 @@ on top.
 
 import json
 import logging
-import sys
 import time
 from dataclasses import dataclass, field
 
@@ -31,6 +30,7 @@ from transformers import (
 )
 
 from momo_hf import MomoTrainer
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import InputError, run_main
 from momo_hf.recipes.images.data import load_images
 from momo_hf.recipes.images.models import OWN_MODELS
@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     predicted = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     trainer.log(predicted.metrics)
     metrics = {"train_loss": trained.training_loss, **predicted.metrics}
+    trainer.accelerator.end_training()
     if trainer.is_world_process_zero():
         seconds = time.perf_counter() - start
         history = trainer.state.log_history
@@ -176,8 +177,7 @@ def main(argv: list[str] | None = None) -> None:
             f"Top-1 accuracy {metrics['eval_accuracy']:.3f} after {seconds:.0f} s; see {path}, training.png and "
             f"confusion.png beside it. The model is {saved}."
         )
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

@@ -9,7 +9,6 @@ on top.
 """
 
 import logging
-import sys
 import time
 from dataclasses import dataclass, field
 
@@ -27,6 +26,7 @@ from transformers import set_seed
 from momo_hf import MomoTrainer
 from momo_hf.recipes.clicks.data import SHUFFLE_BUFFER, load_clicks
 from momo_hf.recipes.clicks.dlrm import DLRM, DLRMConfig
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import InputError, run_main
 from momo_hf.recipes.outputs import RunArguments, WholeCheckpoints, prepare_output
 from momo_hf.recipes.run import parse_run, write_results
@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     predicted = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     trainer.log(predicted.metrics)
     metrics = {"train_loss": trained.training_loss, **predicted.metrics, "best_log_loss": clicks.best_log_loss}
+    trainer.accelerator.end_training()
     if trainer.is_world_process_zero():
         seconds = time.perf_counter() - start
         history = trainer.state.log_history
@@ -128,8 +129,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{metrics['eval_normalized_entropy']:.4f} after {seconds:.0f} s; see {path}, training.png and calibration.png "
             f"beside it. The model is {saved}."
         )
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

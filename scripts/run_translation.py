@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from momo_hf import MomoSeq2SeqTrainer
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.outputs import Seq2SeqRunArguments, WholeCheckpoints, prepare_output
 from momo_hf.recipes.run import parse_run, write_results
@@ -210,6 +211,7 @@ def main(argv: list[str] | None = None) -> None:
             data[split][shown]["source"], decode(predicted.label_ids[shown]), decode(predicted.predictions[shown])
         )
     ]
+    trainer.accelerator.end_training()
     if trainer.is_world_process_zero():
         for sample in samples:
             print(f"\n  {sample['source']}\n= {sample['reference']}\n> {sample['translation']}")
@@ -220,8 +222,7 @@ def main(argv: list[str] | None = None) -> None:
             f"\nBLEU {metrics['test_bleu']:.1f}, chrF {metrics['test_chrf']:.1f} on {split} after {seconds:.0f} s; see {path} "
             f"and training.png beside it. The model is in {args.output_dir}."
         )
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

@@ -22,6 +22,7 @@ if __name__ == "__main__":
 import optuna
 from tqdm.auto import tqdm
 
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.sweeps.config import Sweep, load_sweep
 from momo_hf.recipes.sweeps.results import collect, number_finished, summary
@@ -98,4 +99,4 @@ def show(sweep: Sweep) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))
