@@ -1,0 +1,8 @@
+# What CONTRIBUTING.md asks for, in one word each; `make` alone checks a change.
+.PHONY: check
+
+check:
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest -m fast
