@@ -36,6 +36,7 @@ from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.outputs import Seq2SeqRunArguments, WholeCheckpoints, prepare_output
 from momo_hf.recipes.run import parse_run, write_results
 from momo_hf.recipes.translation.bpe import train_bpe
+from momo_hf.recipes.translation.cldr import LANGUAGE
 from momo_hf.recipes.translation.data import load_translation
 
 
@@ -157,6 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.WARNING, format="%(message)s")
     set_seed(args.seed)
 
+    if data_args.dataset == "demo":
+        logger.info(LANGUAGE)
     data = shorten(load_translation(data_args.dataset, data_args.source_lang, data_args.target_lang), data_args)
     tokenizer, model = load_model(model_args, data, data_args.max_length)
     positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize  # T5 has no limit
@@ -222,6 +225,8 @@ def main(argv: list[str] | None = None) -> None:
             f"\nBLEU {metrics['test_bleu']:.1f}, chrF {metrics['test_chrf']:.1f} on {split} after {seconds:.0f} s; see {path} "
             f"and training.png beside it. The model is in {args.output_dir}."
         )
+        if data_args.dataset == "demo":
+            print(LANGUAGE)
 
 
 if __name__ == "__main__":
