@@ -53,6 +53,20 @@ def test_the_files_hold_what_was_seen(tmp_path):
         assert image.size == (770, 550) and len(set(image.convert("RGB").getdata())) > 100
 
 
+def test_a_line_stands_above_the_bar(tmp_path, capsys):
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger("momo_hf").addHandler(handler)
+    try:
+        train(tmp_path, disable_tqdm=False)
+    finally:
+        logging.getLogger("momo_hf").removeHandler(handler)
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    assert any("/70 [" in line for line in lines)  # there was a bar
+    # A carriage return ends a line too: what is cleared away with spaces is followed by one.
+    for start in ("search: cap", "MomoAdam used step sizes"):
+        assert sum(line.startswith(start) for line in lines) == 1, lines
+
+
 def test_a_run_that_ends_in_the_middle_of_the_search_says_so_and_shows_what_there_is(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         train(tmp_path, steps=20)
