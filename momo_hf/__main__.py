@@ -6,7 +6,7 @@
     torchrun --nproc_per_node 2 -m momo_hf SCRIPT.py ...
 
 The script or module runs as `python` itself would run it: as `__main__`, with its arguments in `sys.argv` and its folder
-on `sys.path`.
+on `sys.path`. Processes that it starts with `multiprocessing`, by any start method, know the names too.
 """
 
 import importlib.machinery
@@ -17,7 +17,7 @@ import sys
 import types
 from typing import NoReturn
 
-import momo_hf  # noqa: F401 - makes the names known
+from momo_hf.integrations import children
 
 
 def run_script(path: str, main: types.ModuleType) -> None:
@@ -54,6 +54,7 @@ def main() -> None:
         fail(__doc__)
     sys.modules["__main__"] = main = types.ModuleType("__main__")
     main.__annotations__ = {}
+    children.install()
     if is_module:
         # The function that `python -m` calls, by this name in every version; typeshed leaves it out.
         runpy._run_module_as_main(sys.argv[0])  # type: ignore[attr-defined]

@@ -9,15 +9,19 @@ time, which other processes disturb less. Nothing is evaluated or saved.
 """
 
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
+
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
 
 from run_translation import DataArguments, ModelArguments, load_model, tokenize
 from transformers import DataCollatorForSeq2Seq, set_seed
 
 from momo_hf import MomoSeq2SeqTrainer
 from momo_hf.integrations.learning_rate import left_alone
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.outputs import Seq2SeqRunArguments
 from momo_hf.recipes.run import parse_run
@@ -78,4 +82,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

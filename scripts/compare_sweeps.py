@@ -6,11 +6,15 @@ It reads what scripts/sweep_lr.py left in the output folders of the sweeps and r
 """
 
 import argparse
-import sys
 from pathlib import Path
+
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
 
 import pandas as pd
 
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.sweeps.comparison import compare, plot_comparison
 
@@ -29,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

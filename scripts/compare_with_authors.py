@@ -8,13 +8,17 @@ validation accuracy of both packages for every method and learning rate, and the
 """
 
 import argparse
-import sys
+
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
 
 import momo as authors
 import torch
 from tqdm.auto import tqdm
 
 from momo_hf import Momo, MomoAdam
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.images.data import load_images
 from momo_hf.recipes.images.models import MLPConfig, MLPForImageClassification
@@ -77,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

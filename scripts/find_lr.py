@@ -13,12 +13,17 @@ import runpy
 import sys
 from pathlib import Path
 
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
+
 from accelerate import PartialState
 
 from momo_hf import MomoAdam
 from momo_hf.integrations.names import METHODS
 from momo_hf.optim.search import STEPS, Search
 from momo_hf.recipes.config_file import read_config
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import InputError, run_main
 
 
@@ -79,13 +84,13 @@ def main(argv: list[str] | None = None) -> None:
     known, arguments = parser.parse_known_args(arguments)
 
     found = search(script, config, arguments, known.output_dir)
+    PartialState().destroy_process_group()
     if PartialState().is_main_process:
         print(
             f"Learning rate for AdamW: {found.cap:.2g}, found after {found.steps} steps ({found.reason}); see "
             f"{Path(known.output_dir) / 'search.png'} and {Path(known.output_dir) / 'search.json'}"
         )
-    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

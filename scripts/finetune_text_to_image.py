@@ -9,10 +9,13 @@ on top.
 """
 
 import logging
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
 
 import numpy as np
 import torch
@@ -33,6 +36,7 @@ from momo_hf.recipes.diffusion.denoising import (
 )
 from momo_hf.recipes.diffusion.finetuning import Denoiser, save_trained, trainable_groups
 from momo_hf.recipes.diffusion.judge import DigitJudge
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import InputError, run_main
 from momo_hf.recipes.images.data import load_images
 from momo_hf.recipes.images.transforms import ImageTransform
@@ -226,6 +230,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with loop.evaluation(), write_errors_named(output):
         save_trained(accelerator, model, pipeline, rank, text_encoder, output)
+    accelerator.end_training()
     if accelerator.is_main_process:
         seconds = time.perf_counter() - start
         first, *later = loop.logged("eval_loss") or [None]
@@ -239,8 +244,7 @@ def main(argv: list[str] | None = None) -> None:
             f"Held-out loss {metrics}, {steps} steps, {seconds:.0f} s; see {found}, training.png and samples beside it. "
             f"{trained_part} in {output}."
         )
-    accelerator.end_training()
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

@@ -10,9 +10,12 @@ on top.
 
 import json
 import logging
-import sys
 import time
 from dataclasses import dataclass, field
+
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
 
 import numpy as np
 import torch
@@ -27,10 +30,9 @@ from transformers import (
 )
 
 from momo_hf import MomoTrainer
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import InputError, run_main
 from momo_hf.recipes.images.data import load_images
-from momo_hf.recipes.images.figures import plot_confusion
-from momo_hf.recipes.images.metric import Accuracy
 from momo_hf.recipes.images.models import OWN_MODELS
 from momo_hf.recipes.images.transforms import ImageTransform
 from momo_hf.recipes.outputs import RunArguments, WholeCheckpoints, prepare_output
@@ -141,9 +143,10 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(model_args, data_args, labels)
     logger.info(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(labels)} classes, images: {data.num_rows}")
 
-    metric = Accuracy(cache_dir=args.output_dir)
-
     def compute_metrics(prediction) -> dict[str, float]:
+        from momo_hf.recipes.images.metric import Accuracy  # late, so that training begins sooner
+
+        metric = Accuracy(cache_dir=args.output_dir)
         return metric.compute(predictions=np.argmax(prediction.predictions, -1), references=prediction.label_ids)
 
     trainer = ClassificationTrainer(
@@ -162,17 +165,19 @@ def main(argv: list[str] | None = None) -> None:
     predicted = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     trainer.log(predicted.metrics)
     metrics = {"train_loss": trained.training_loss, **predicted.metrics}
+    trainer.accelerator.end_training()
     if trainer.is_world_process_zero():
         seconds = time.perf_counter() - start
         history = trainer.state.log_history
         path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, history=history)
+        from momo_hf.recipes.images.figures import plot_confusion
+
         plot_confusion(predicted.label_ids, np.argmax(predicted.predictions, -1), labels, args.output_dir)
         print(
             f"Top-1 accuracy {metrics['eval_accuracy']:.3f} after {seconds:.0f} s; see {path}, training.png and "
             f"confusion.png beside it. The model is {saved}."
         )
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

@@ -9,9 +9,12 @@ on top.
 """
 
 import logging
-import sys
 import time
 from dataclasses import dataclass, field
+
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
 
 import numpy as np
 import torch
@@ -23,8 +26,7 @@ from transformers import set_seed
 from momo_hf import MomoTrainer
 from momo_hf.recipes.clicks.data import SHUFFLE_BUFFER, load_clicks
 from momo_hf.recipes.clicks.dlrm import DLRM, DLRMConfig
-from momo_hf.recipes.clicks.figures import plot_calibration
-from momo_hf.recipes.clicks.metric import ClickMetric
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import InputError, run_main
 from momo_hf.recipes.outputs import RunArguments, WholeCheckpoints, prepare_output
 from momo_hf.recipes.run import parse_run, write_results
@@ -91,9 +93,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     logger.info(f"{model.num_parameters() / 1e6:.2f} M parameters, {len(clicks.validation)} held-out rows")
 
-    metric = ClickMetric(cache_dir=args.output_dir)
-
     def compute_metrics(prediction) -> dict[str, float]:
+        from momo_hf.recipes.clicks.metric import ClickMetric  # late, so that training begins sooner
+
+        metric = ClickMetric(cache_dir=args.output_dir)
         return metric.compute(predictions=probabilities(prediction.predictions), references=prediction.label_ids)
 
     trainer = ClickTrainer(
@@ -112,10 +115,13 @@ def main(argv: list[str] | None = None) -> None:
     predicted = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     trainer.log(predicted.metrics)
     metrics = {"train_loss": trained.training_loss, **predicted.metrics, "best_log_loss": clicks.best_log_loss}
+    trainer.accelerator.end_training()
     if trainer.is_world_process_zero():
         seconds = time.perf_counter() - start
         history = trainer.state.log_history
         path = write_results(args.output_dir, metrics, seconds, data_args, model_args, args, history=history)
+        from momo_hf.recipes.clicks.figures import plot_calibration
+
         plot_calibration(predicted.label_ids, probabilities(predicted.predictions), args.output_dir)
         best = "" if clicks.best_log_loss is None else f" (best reachable {clicks.best_log_loss:.4f})"
         print(
@@ -123,8 +129,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{metrics['eval_normalized_entropy']:.4f} after {seconds:.0f} s; see {path}, training.png and calibration.png "
             f"beside it. The model is {saved}."
         )
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

@@ -13,6 +13,10 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
+
 import numpy as np
 from datasets import DatasetDict
 from transformers import (
@@ -27,12 +31,13 @@ from transformers import (
 )
 
 from momo_hf import MomoSeq2SeqTrainer
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.outputs import Seq2SeqRunArguments, WholeCheckpoints, prepare_output
 from momo_hf.recipes.run import parse_run, write_results
 from momo_hf.recipes.translation.bpe import train_bpe
+from momo_hf.recipes.translation.cldr import LANGUAGE
 from momo_hf.recipes.translation.data import load_translation
-from momo_hf.recipes.translation.metric import TranslationMetric
 
 
 logger = logging.getLogger(__name__)
@@ -153,6 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.WARNING, format="%(message)s")
     set_seed(args.seed)
 
+    if data_args.dataset == "demo":
+        logger.info(LANGUAGE)
     data = shorten(load_translation(data_args.dataset, data_args.source_lang, data_args.target_lang), data_args)
     tokenizer, model = load_model(model_args, data, data_args.max_length)
     positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize  # T5 has no limit
@@ -168,13 +175,14 @@ def main(argv: list[str] | None = None) -> None:
     tokens = tokenize(data, tokenizer, data_args)
     logger.info(f"{model.num_parameters() / 1e6:.1f} M parameters, {len(tokenizer)} tokens, pairs: {data.num_rows}")
 
-    metric = TranslationMetric(cache_dir=args.output_dir)
-
     def decode(ids: np.ndarray) -> list[str]:
         ids = np.where(ids == -100, tokenizer.pad_token_id, ids)
         return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def compute_metrics(prediction) -> dict[str, float]:
+        from momo_hf.recipes.translation.metric import TranslationMetric  # late, so that training begins sooner
+
+        metric = TranslationMetric(cache_dir=args.output_dir)
         return metric.compute(predictions=decode(prediction.predictions), references=decode(prediction.label_ids))
 
     trainer = TranslationTrainer(
@@ -206,6 +214,7 @@ def main(argv: list[str] | None = None) -> None:
             data[split][shown]["source"], decode(predicted.label_ids[shown]), decode(predicted.predictions[shown])
         )
     ]
+    trainer.accelerator.end_training()
     if trainer.is_world_process_zero():
         for sample in samples:
             print(f"\n  {sample['source']}\n= {sample['reference']}\n> {sample['translation']}")
@@ -216,8 +225,9 @@ def main(argv: list[str] | None = None) -> None:
             f"\nBLEU {metrics['test_bleu']:.1f}, chrF {metrics['test_chrf']:.1f} on {split} after {seconds:.0f} s; see {path} "
             f"and training.png beside it. The model is in {args.output_dir}."
         )
-    trainer.accelerator.end_training()
+        if data_args.dataset == "demo":
+            print(LANGUAGE)
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

@@ -15,12 +15,16 @@ import sys
 import time
 from pathlib import Path
 
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
+
 import optuna
 from tqdm.auto import tqdm
 
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.sweeps.config import Sweep, load_sweep
-from momo_hf.recipes.sweeps.figures import plot_sweep
 from momo_hf.recipes.sweeps.results import collect, number_finished, summary
 from momo_hf.recipes.sweeps.running import reserve, work
 
@@ -87,10 +91,12 @@ def show(sweep: Sweep) -> None:
     runs.drop(columns="history").to_csv(folder / "sweep.csv", index=False)
     table = summary(sweep, runs).to_markdown(index=False, floatfmt=".4g")
     (folder / "sweep.md").write_text(table + "\n", "utf-8")
+    from momo_hf.recipes.sweeps.figures import plot_sweep  # late, so that the runs begin sooner
+
     paths = plot_sweep(sweep, runs)
     print(f"{sweep.metric} ({sweep.direction}), mean over seeds {sweep.seeds}:\n\n{table}\n")
     print(f"See {', '.join(map(str, [folder / 'sweep.csv', *paths]))}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

@@ -8,10 +8,13 @@ on top.
 """
 
 import logging
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -19,6 +22,7 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 from momo_hf.recipes.diffusion.denoising import denoising_losses, fixed_noise, held_out_loss, random_noise, save_grid
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.images.data import load_images
 from momo_hf.recipes.images.transforms import ImageTransform
@@ -159,6 +163,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with loop.evaluation():
         state_dict = accelerator.get_state_dict(model)
+    accelerator.end_training()
     if accelerator.is_main_process:
         trained = new_model(data_args, model_args)
         trained.load_state_dict(state_dict)
@@ -172,8 +177,7 @@ def main(argv: list[str] | None = None) -> None:
             f"Held-out loss {metrics}, {steps} steps, {seconds:.0f} s; see {path}, training.png and samples beside it. The "
             f"model is in {args.output_dir}."
         )
-    accelerator.end_training()
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))

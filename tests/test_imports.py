@@ -1,4 +1,4 @@
-"""The wings of the package: scripts -> recipes -> integrations -> optim, and no way back."""
+"""The wings of the package: scripts -> recipes -> integrations -> optim, and no way back; and what is imported late."""
 
 import ast
 import graphlib
@@ -11,6 +11,7 @@ import momo_hf
 
 
 PACKAGE = Path(momo_hf.__file__).parent
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -21,14 +22,20 @@ PARTS = {
     "momo_hf.optim": {"momo_hf.compat"},
     "momo_hf.integrations": {"momo_hf.compat", "momo_hf.optim"},
     "momo_hf": {"momo_hf.integrations", "momo_hf.optim"},
-    "momo_hf.__main__": {"momo_hf"},
+    "momo_hf.__main__": {"momo_hf", "momo_hf.integrations"},
     "momo_hf.recipes": {"momo_hf", "momo_hf.compat", "momo_hf.integrations", "momo_hf.optim"},
 }
 
 
-def imports(path):
-    """Every module that a file imports: at its top, in functions, for type checkers."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+# What scores and draws at the end of a run takes a second to import, so that no script does it at its start.
+LATE = {"evaluate", "matplotlib", "sacrebleu", "sklearn"}
+RUNS = ("run_translation", "run_image_classification", "run_recommendation", "train_diffusion", "sweep_lr", "find_lr")
+
+
+def imports(path, late=True):
+    """Every module that a file imports: at its top and, if they count, in functions and for type checkers."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree) if late else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -60,3 +67,14 @@ def test_arrows_point_one_way(module):
 def test_there_are_no_circles():
     graph = {module: {name for name in imports(path) if name in FILES} for module, path in FILES.items()}
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(FILES)
+
+
+@pytest.mark.parametrize("script", RUNS)
+def test_what_is_for_the_end_is_imported_late(script):
+    seen, due = set(), [SCRIPTS / f"{script}.py"]
+    while due:
+        found = set(imports(due.pop(), late=False)) - seen
+        seen |= found
+        due += [FILES[module] for module in found if module in FILES]
+    assert "momo_hf.recipes.errors" in seen
+    assert not {module.split(".")[0] for module in seen} & LATE

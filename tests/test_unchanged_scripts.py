@@ -47,6 +47,30 @@ if __name__ == "__main__":
         file.write(f"{trainer.accelerator.num_processes} {type(trainer.optimizer.optimizer).__name__}")
 """
 
+SPAWN = """
+import multiprocessing, sys
+from transformers import TrainingArguments
+
+# Not behind the guard below, so that a child meets the name before it is told what to do.
+name = TrainingArguments("out", optim="momo_adam", use_cpu=True, report_to="none").optim.value
+
+def work(queue, generations):
+    queue.put(f"{multiprocessing.current_process().name} {name}")
+    if generations:
+        start(queue, generations - 1)
+
+def start(queue, generations):
+    process = multiprocessing.get_context(sys.argv[1]).Process(target=work, args=(queue, generations))
+    process.start()
+    process.join()
+
+if __name__ == "__main__":
+    queue = multiprocessing.get_context(sys.argv[1]).SimpleQueue()
+    start(queue, 1)
+    while not queue.empty():
+        print(queue.get())
+"""
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -59,6 +83,7 @@ def folder(tmp_path):
     (package / "__init__.py").write_text("")
     (package / "__main__.py").write_text(WHO_AM_I)
     (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "spawn.py").write_text(SPAWN)
     return tmp_path
 
 
@@ -85,6 +110,15 @@ def test_a_script_sees_what_python_shows_it(folder, line, safe_path):
     assert (found.returncode, found.stdout) == (expected.returncode, expected.stdout), found.stderr
     shown, left = found.stdout.splitlines()
     assert json.loads(shown)["is_main"] and left == "Thing" and expected.returncode == 3
+
+
+@pytest.mark.parametrize(
+    "line, process", [("spawn.py spawn", "SpawnProcess"), ("-m spawn forkserver", "ForkServerProcess")]
+)
+def test_children_and_theirs_know_the_names(folder, line, process):
+    found = run(folder, "-m", "momo_hf", *line.split())
+    expected = [f"{process}-1 momo_adam", f"{process}-1:1 momo_adam"]
+    assert found.stdout.splitlines() == expected, found.stderr[-2000:]
 
 
 def test_what_cannot_be_run_is_said(folder):

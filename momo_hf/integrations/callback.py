@@ -7,6 +7,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
+from momo_hf.integrations.bars import log_above_bars
 from momo_hf.integrations.learning_rate import warning_at_end, warning_at_start
 from momo_hf.integrations.search_report import SearchReport
 from momo_hf.optim import MomoOptimizer
@@ -42,6 +43,7 @@ class MomoCallback(TrainerCallback):
         optimizer = unwrap_optimizer(optimizer)
         if optimizer is None:
             return
+        log_above_bars()
         self._before = self._counts(optimizer)
         self._report = SearchReport(optimizer, args.output_dir or "", state.is_world_process_zero)
         message = warning_at_start(args, optimizer, model)

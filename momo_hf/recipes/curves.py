@@ -1,5 +1,6 @@
 """The picture of a run: its losses, its step sizes and the cap, its scores."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ STEP_SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "momo/effective_lr": ("step size taken (effective_lr)", {"color": "tab:blue", "linewidth": 2.5, "alpha": 0.7}),
 }
 NO_SCORES = ("loss", "runtime", "per_second")
+SEARCH = "search.json"  # what a search for the cap leaves in the folder of a run
 
 
 def plot_training(history: list[dict[str, Any]], folder: str | Path) -> Path | None:
@@ -23,7 +25,8 @@ def plot_training(history: list[dict[str, Any]], folder: str | Path) -> Path | N
     Args:
         history: entries with `step` and some of `loss`, `eval_loss`, `learning_rate`, `momo/effective_lr`,
             `momo/polyak_lr`, `momo/capped` and further `eval_` scores. Values that are no finite number are left out.
-        folder: where `training.png` is written.
+        folder: where `training.png` is written. Where it has a `search.json` too, the picture shows which steps were the
+            search.
 
     Returns:
         The path of the file; None where nothing was logged.
@@ -38,6 +41,7 @@ def plot_training(history: list[dict[str, Any]], folder: str | Path) -> Path | N
     losses, steps, *rest = figure.subplots(1, panels, sharex=True)
     _lines(losses, history, {"loss": ("training", {}), "eval_loss": ("held out", {"marker": "o", "markersize": 4})})
     losses.set(title="Loss", yscale="log" if _spans(losses, 10) else "linear")
+    _mark_search((losses, steps), history, Path(folder) / SEARCH)
     shown = (
         dict(STEP_SIZES, learning_rate=("cap (learning rate)", STEP_SIZES["learning_rate"][1])) if momo else STEP_SIZES
     )
@@ -55,6 +59,19 @@ def plot_training(history: list[dict[str, Any]], folder: str | Path) -> Path | N
     path = Path(folder) / TRAINING
     figure.savefig(path, dpi=100)
     return path
+
+
+def _mark_search(panels: tuple[Axes, Axes], history: list[dict[str, Any]], path: Path) -> None:
+    """Shade the steps of the search, and leave the losses empty that are averages over some of them."""
+    length = json.loads(path.read_text("utf-8"))["steps"] if path.is_file() else 0
+    if length == 0:
+        return
+    for axes in panels:
+        axes.axvspan(0, length, color="tab:red", alpha=0.12, linewidth=0, label=f"search ({length} steps)")
+    at, losses = _points(history, "loss")
+    mixed = sum(before < length for before in [0, *at[:-1]])
+    empty = {"marker": "o", "markersize": 6, "linestyle": "", "markerfacecolor": "white", "color": "tab:red"}
+    panels[0].plot(at[:mixed], losses[:mixed], label="with losses of the search", **empty)
 
 
 def _names(history: list[dict[str, Any]]) -> list[str]:

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
+from momo_hf.integrations.bars import log_above_bars
 from momo_hf.integrations.search_report import SearchReport
 from momo_hf.recipes.errors import InputError
 from momo_hf.recipes.outputs import RunArguments, folder_of, remove_old_run, rotate, whole_folder, write_json
@@ -129,6 +130,7 @@ class Loop:
         set_seed(args.seed, device_specific=True)
         if args.resume_from_checkpoint:
             self._resume(Path(args.resume_from_checkpoint))
+        log_above_bars()
         self._report: SearchReport | None = None
         if self._momo is not None:
             self._report = SearchReport(self._momo, folder_of(args), accelerator.is_main_process)

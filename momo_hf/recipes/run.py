@@ -16,7 +16,6 @@ from transformers.hf_argparser import DataClassType
 
 from momo_hf.compat import training_arguments
 from momo_hf.recipes.config_file import read_config, unknown_name
-from momo_hf.recipes.curves import TRAINING, plot_training
 from momo_hf.recipes.errors import InputError
 from momo_hf.recipes.outputs import write_errors_named, write_json
 
@@ -136,6 +135,8 @@ def write_results(output_dir: str, metrics: dict[str, Any], seconds: float, *arg
     }
     path = Path(output_dir) / "results.json"
     write_json(path, results)
+    from momo_hf.recipes.curves import TRAINING, plot_training  # late, so that training begins sooner
+
     with write_errors_named(path.parent / TRAINING):
         plot_training(more.get("history", []), output_dir)
     return path

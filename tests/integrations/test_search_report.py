@@ -7,11 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from transformers import Trainer
 
 from momo_hf import MomoAdam
-from momo_hf.integrations.search_report import SearchReport
+from momo_hf.integrations.search_report import SearchReport, draw_search
+from momo_hf.optim.search import Search
 from tests.integrations.test_transformers import arguments
 from tests.toys import Net, Points
 
@@ -50,7 +52,58 @@ def test_the_files_hold_what_was_seen(tmp_path):
     _, search = train(tmp_path)
     assert json.loads((tmp_path / "search.json").read_text()) == search._asdict()
     with Image.open(tmp_path / "search.png") as image:
-        assert image.size == (770, 550) and len(set(image.convert("RGB").getdata())) > 100
+        assert image.size == (825, 715) and len(set(image.convert("RGB").getdata())) > 100
+
+
+def test_a_line_stands_above_the_bar(tmp_path, capsys):
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger("momo_hf").addHandler(handler)
+    try:
+        train(tmp_path, disable_tqdm=False)
+    finally:
+        logging.getLogger("momo_hf").removeHandler(handler)
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    assert any("/70 [" in line for line in lines)  # there was a bar
+    # A carriage return ends a line too: what is cleared away with spaces is followed by one.
+    for start in ("search: cap", "MomoAdam used step sizes"):
+        assert sum(line.startswith(start) for line in lines) == 1, lines
+
+
+SIZES = [1e-6 * 10**k for k in range(5)]
+
+
+def drawn(search):
+    """The vertical lines of the lower panel by what the legend calls them, and all texts, of the picture of a search."""
+    figure = Figure()
+    draw_search(search, figure)
+    above, below = figure.axes
+    names = [text.get_text() for text in above.get_legend().get_texts()]
+    upright = [line.get_xdata()[0] for line in below.lines[1:]]
+    return dict(zip(names, upright)), " ".join(f"{below.get_title(loc='left')} {figure.get_supxlabel()}".split())
+
+
+def test_the_picture_shows_what_ended_the_search_and_what_the_cap_is_made_of():
+    # S is largest after the step of 1e-4, and the last step has 1e-2: 0.3 times the root of their product.
+    search = Search(3e-4, 5, "overshoot", SIZES, [3.0, 2.0, 1.0, 2.0, 9.0], [0.0, 0.8, 1.6, 2.4, 0.3])
+    lines, words = drawn(search)
+    assert lines == {
+        "α_S = 0.0001": pytest.approx(1e-4),
+        "α_end = 0.01": pytest.approx(1e-2),
+        "cap = 0.0003 = 0.3 √(α_S α_end)": pytest.approx(3e-4),
+    }
+    assert "S has fallen by 2.1 from its top" in words and "(α_S)" in words and "beyond the minimum" in words
+    # Without a signal α_S is a tenth of the last size.
+    search = search._replace(cap=0.3 * 0.1**0.5 * 1e-2, reason="harm")
+    lines, words = drawn(search)
+    assert list(lines) == ["α_end = 0.01", "cap = 0.00095 = 0.3 √0.1 α_end"] and "gradients have grown" in words
+    lines, words = drawn(search._replace(cap=5e-5, reason="nothing found"))
+    assert lines == {"cap = 5e-05, a cautious one": 5e-5} and "its last step" in words
+
+
+def test_the_picture_of_a_real_search_finds_where_its_cap_comes_from(tmp_path):
+    _, search = train(tmp_path)
+    lines, _ = drawn(search)
+    assert search.reason == "overshoot" and len(lines) == 3
 
 
 def test_a_run_that_ends_in_the_middle_of_the_search_says_so_and_shows_what_there_is(tmp_path, caplog):

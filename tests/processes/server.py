@@ -6,7 +6,6 @@ Every connection is one program, see `client.py`: its arguments, environment, fo
 number of its process and how it ended go out. Who hangs up has it killed. All end with the server's standard input.
 """
 
-import atexit
 import contextlib
 import gc
 import json
@@ -15,7 +14,6 @@ import selectors
 import signal
 import socket
 import sys
-import threading
 import types
 from pathlib import Path
 
@@ -31,6 +29,7 @@ import transformers
 
 import momo_hf
 import momo_hf.__main__
+from momo_hf.recipes.ending import end
 
 
 # What is imported when it is asked for.
@@ -133,18 +132,14 @@ def become(arguments, environment, folder, streams):
         momo_hf.__main__.main()
 
 
-def end(error):
-    """End as python does after an exception or none, but leave the memory to the system: taking it apart takes longest."""
+def end_after(error):
+    """End as python does after an exception or none."""
     status = error.code if isinstance(error, SystemExit) else int(error is not None)
     if error is not None and not isinstance(error, SystemExit):
         sys.excepthook(type(error), error, error.__traceback__)
     elif not isinstance(status, (int, type(None))):
         status, _ = 1, sys.stderr.write(f"{status}\n")
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status or 0)
+    end(status or 0)
 
 
 if __name__ == "__main__":
@@ -156,5 +151,5 @@ if __name__ == "__main__":
     try:
         become(**program)
     except BaseException as error:
-        end(error)
-    end(None)
+        end_after(error)
+    end_after(None)

@@ -46,6 +46,14 @@ def test_losses_step_sizes_the_cap_and_scores(drawn):
     assert titles[1] == "Step size (the cap decided 60% of the steps)"
 
 
+def test_the_search_is_marked(drawn, tmp_path):
+    (tmp_path / "search.json").write_text('{"steps": 46}')
+    history = [{"step": step, "loss": 9.0 - step / 100, "momo/effective_lr": 0.1} for step in (1, 40, 80, 120)]
+    (losses, steps), _ = drawn(history)
+    # The loss of step 80 is the mean of the steps from 41 on, and the search had 46.
+    assert losses["with losses of the search"][0] == [1, 40, 80] and "with losses of the search" not in steps
+
+
 def test_another_optimizer_has_no_cap(drawn):
     (losses, steps), titles = drawn([{"step": step, "loss": 1.0, "learning_rate": 0.1} for step in (1, 2)])
     assert losses == {"training": ([1, 2], [1.0, 1.0])} and steps == {"learning rate": ([1, 2], [0.1, 0.1])}

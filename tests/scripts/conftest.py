@@ -12,8 +12,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def documented(word):
-    """The one Python block of configs/README.md that holds a word."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "configs" / "README.md").read_text("utf-8"), re.DOTALL)
+    """The one Python block of README.md and configs/README.md that holds a word."""
+    text = "\n".join(path.read_text("utf-8") for path in (ROOT / "README.md", ROOT / "configs" / "README.md"))
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (block,) = (block for block in blocks if word in block)
     return block
 

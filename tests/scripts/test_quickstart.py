@@ -17,6 +17,10 @@ def pictures(cell):
     return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
 
 
+def said(cell):
+    return [output.text for output in cell.get("outputs", []) if output.get("name") == "stderr"]
+
+
 def accuracies(notebook):
     texts = [
         output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.get("name") == "stdout"
@@ -35,6 +39,8 @@ def test_the_notebook_runs_and_holds_its_outputs(tmp_path, monkeypatch):
         if cell.cell_type == "code":
             cell.outputs = []
     NotebookClient(run, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for notebook in (saved, run):
+        assert "Warning" not in "".join(text for cell in notebook.cells for text in said(cell))
     for before, after in zip(saved.cells, run.cells):
         assert before.get("execution_count") == after.get("execution_count")
         if before.cell_type == "code":

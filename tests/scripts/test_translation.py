@@ -1,6 +1,7 @@
 """scripts/run_translation.py as a user runs it, at a tiny size."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 import momo_hf.recipes.translation.pipeline  # noqa: F401
+from momo_hf.recipes.translation.cldr import LANGUAGE, TEMPLATES
 from momo_hf.recipes.translation.data import load_translation
-from tests.scripts.conftest import documented
+from tests.scripts.conftest import ROOT, documented
 
 
 TINY = [
@@ -32,6 +34,7 @@ def test_train_resume_and_use(run_script, tmp_path, monkeypatch):
     once, twice = tmp_path / "once", tmp_path / "twice"
     ended = run_script(*SCRIPT, "--output_dir", once, "--num_train_epochs", 2, "--save_total_limit", 2, cold=True)
     assert "BLEU" in ended.stdout and ended.stdout.count("\n> ") == 4
+    assert LANGUAGE in ended.stderr and ended.stdout.endswith(f"{LANGUAGE}\n")  # at the start, and at the end
     assert "missing keys" not in ended.stderr
 
     found = results(once)
@@ -56,11 +59,11 @@ def test_train_resume_and_use(run_script, tmp_path, monkeypatch):
 
     assert len(history(once)) == 16 and history(once) == history(twice)
 
-    # Loaded as configs/README.md says, it translates as the run did, although nobody says how long or with how many beams.
+    # Loaded as the README says, it translates as the run did, although nobody says how long or with how many beams.
     texts = [sample["source"] for sample in found["samples"]]
     code = documented("batch_decode").replace("outputs/translation-demo", str(once))
     namespace = {}
-    exec(code.replace('["Wir sehen uns am Dienstag, 3. März 2026."]', repr(texts)), namespace)
+    exec(re.sub(r"sentences = \[.*?\]", f"sentences = {texts!r}", code, flags=re.DOTALL), namespace)
     translations = [sample["translation"] for sample in found["samples"]]
     assert [text.strip() for text in namespace["translations"]] == translations
     config = namespace["model"].generation_config
@@ -82,6 +85,7 @@ def test_train_resume_and_use(run_script, tmp_path, monkeypatch):
         "--output_dir", again, "--max_steps", 2, "--use_cpu", "True", "--report_to", "none", "--disable_tqdm", "True",
     )  # fmt: skip
     assert results(again)["arguments"]["model_name_or_path"] == str(once)
+    assert LANGUAGE not in ended.stdout + ended.stderr
     assert "max_length=128 is more than the 96 tokens the model takes" in ended.stderr
 
     (data / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -96,6 +100,14 @@ def test_train_resume_and_use(run_script, tmp_path, monkeypatch):
     assert len(losses) == 3 and losses[-1] < losses[0]
     assert type(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "own")) is type(namespace["model"])
     assert AutoTokenizer.from_pretrained(tmp_path / "own")(texts[0]) == namespace["tokenizer"](texts[0])
+
+
+def test_the_readme_shows_what_the_demo_can_translate():
+    patterns = [re.sub(r"\\{\w+\\}", ".+", re.escape(german)) for german, _ in TEMPLATES]
+    shown = re.findall(r'"(.+)",\n', documented("batch_decode"))
+    assert len(shown) == 3 and all(any(re.fullmatch(p, text) for p in patterns) for text in shown)
+    assert not any(re.fullmatch(p, "Guten Morgen, wie geht es dir?") for p in patterns)
+    assert f"{len(TEMPLATES)} patterns" in (ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +14,8 @@ from momo_hf.recipes.sweeps.results import averages
 
 
 COLORS = matplotlib.color_sequences["tab10"]
-CURVES = 3
+CURVES = 5  # more cannot be told apart
+LINE = 0.06  # of the height of a panel, for a label beside it
 
 
 def plot_sweep(sweep: Sweep, runs: pd.DataFrame) -> list[Path]:
@@ -32,13 +34,15 @@ def plot_sweep(sweep: Sweep, runs: pd.DataFrame) -> list[Path]:
     means = averages(sweep, runs)
     best = _best_lrs(sweep, means)
     _final_values(final, sweep, means, colors)
-    _training_curves(curves, runs, best, colors)
-    _step_sizes(steps, runs, best, colors)
+    _curves(curves, runs, best, colors, "loss")
+    curves.set(ylabel="training loss", title=f"training of the best {len(curves.lines)}, at their best lr")
+    _curves(steps, runs, best, colors, "momo/effective_lr")
+    steps.set(ylabel="effective step size", title="step sizes of the MoMo methods")
     for axes in (final, curves, steps):
         axes.grid(alpha=0.3)
     # One legend for all, under the axes, where it hides no curve.
     lines, names = final.get_legend_handles_labels()
-    labels = [f"{name}, best lr {best[name][0]:g}" if name in best else name for name in names]
+    labels = [f"{name}, best lr {best[name]:g}" if name in best else name for name in names]
     figure.legend(lines, labels, loc="outside lower center", ncols=min(5, len(names)), frameon=False)
     figure.suptitle(sweep.title or Path(sweep.config).stem)
     paths = [Path(sweep.output_dir) / f"sweep.{kind}" for kind in ("png", "svg")]
@@ -74,27 +78,45 @@ def _final_values(axes: Axes, sweep: Sweep, means: pd.DataFrame, colors: dict) -
     axes.set(xscale="log", xlabel="learning rate (x: diverged)", ylabel=sweep.metric, title="final value")
 
 
-def _best_lrs(sweep: Sweep, means: pd.DataFrame) -> dict[str, list[float]]:
+def _best_lrs(sweep: Sweep, means: pd.DataFrame) -> dict[str, float]:
+    """The best lr of every optimizer, the best optimizer first."""
     ranked = means.dropna().sort_values("mean", ascending=sweep.direction == "minimize", kind="stable")
-    return {name: list(part["learning_rate"].head(CURVES)) for name, part in ranked.groupby("optimizer", sort=False)}
+    return dict(ranked.groupby("optimizer", sort=False)["learning_rate"].first())
 
 
-def _curves(axes: Axes, runs: pd.DataFrame, best: dict, colors: dict, key: str) -> None:
-    for name, lrs in best.items():
-        for rank, lr in enumerate(lrs):
-            found = runs[(runs["optimizer"] == name) & (runs["learning_rate"] == lr)].sort_values("seed")
-            history = [entry for entry in found["history"].iloc[0] if key in entry]
-            if history:
-                style = {"color": colors[name], "alpha": 1 - 0.3 * rank, "linestyle": ("-", "--", ":")[rank]}
-                axes.plot([e["step"] for e in history], [e[key] for e in history], **style)
+def _curves(axes: Axes, runs: pd.DataFrame, best: dict[str, float], colors: dict, key: str) -> None:
+    """Draw what the best optimizers logged under `key`, each at its best lr and first seed."""
+    for name, lr in best.items():
+        found = runs[(runs["optimizer"] == name) & (runs["learning_rate"] == lr)].sort_values("seed")
+        history = [entry for entry in found["history"].iloc[0] if key in entry]
+        if history and len(axes.lines) < CURVES:
+            axes.plot([e["step"] for e in history], [e[key] for e in history], color=colors[name], label=name)
     axes.set(xlabel="step", yscale="log")
+    _label_ends(axes)
 
 
-def _training_curves(axes: Axes, runs: pd.DataFrame, best: dict, colors: dict) -> None:
-    _curves(axes, runs, best, colors, "loss")
-    axes.set(ylabel="training loss", title=f"training at the best {CURVES} lrs (-, --, :), first seed")
-
-
-def _step_sizes(axes: Axes, runs: pd.DataFrame, best: dict, colors: dict) -> None:
-    _curves(axes, runs, best, colors, "momo/effective_lr")
-    axes.set(ylabel="effective step size", title="step sizes of the MoMo methods")
+def _label_ends(axes: Axes) -> None:
+    """Write the name of every line beside its end, apart from the others."""
+    axes.autoscale_view()
+    to_axes = axes.transData + axes.transAxes.inverted()
+    ends = sorted(
+        (to_axes.transform(np.asarray(line.get_xydata())[-1])[1], number) for number, line in enumerate(axes.lines)
+    )
+    lowest = 0.0
+    heights = []
+    for below, (height, _) in enumerate(ends):
+        room = LINE * (len(ends) - 1 - below)  # for those above
+        heights.append(min(max(height, lowest), 1 - room))
+        lowest = heights[-1] + LINE
+    for height, (_, number) in zip(heights, ends):
+        line = axes.lines[number]
+        axes.annotate(
+            str(line.get_label()),
+            xy=(1, height),
+            xycoords="axes fraction",
+            xytext=(4, 0),
+            textcoords="offset points",
+            color=line.get_color(),
+            fontsize=8,
+            va="center",
+        )

@@ -91,6 +91,10 @@ TEMPLATES: tuple[tuple[str, str], ...] = (
     ("Geöffnet ist {days}, ab {time}.", "It is open {days}, from {time}."),
     ("{countries}: {count} Einträge, {share} davon neu.", "{countries}: {count} entries, {share} of them new."),
 )
+LANGUAGE = (
+    f"The demo is {len(TEMPLATES)} sentence patterns with dates, times, prices, units, shares, countries and languages in them: "
+    "its model translates sentences of these patterns, though it mixes up rare names, and makes nonsense of all others."
+)
 
 
 def _date(width: str) -> Make:

@@ -61,11 +61,19 @@ def test_a_sweep_has_its_legend_under_the_curves(figures, tmp_path):
     ]
     plot_sweep(sweep, pd.DataFrame(rows))
     figure = figures[0]
+    figure.draw_without_rendering()  # as the PNG was laid out, and not the SVG after it
     assert all(axes.get_legend() is None for axes in figure.axes)
     (legend,) = figure.legends
     texts = [text.get_text().split(",")[0].removesuffix(" (searches)") for text in legend.get_texts()]
     assert texts == list(sweep.optimizers)
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     assert_apart([*boxes, legend.get_window_extent()])
+    # A few lines, each with its name beside its end, and none over another.
+    for axes in figure.axes[1:]:
+        names = [text.get_text() for text in axes.texts]
+        assert sorted(names) == sorted(line.get_label() for line in axes.lines) and 1 < len(names) <= 5
+        assert_apart([axes.get_window_extent(), *(text.get_window_extent() for text in axes.texts)])
+        assert all(axes.bbox.y0 < text.get_window_extent().y0 for text in axes.texts)
+        assert all(text.get_window_extent().y1 < axes.bbox.y1 + 10 for text in axes.texts)
     # The panels take the whole width.
     assert boxes[0].x0 < 0.02 * figure.bbox.width and boxes[-1].x1 > 0.98 * figure.bbox.width
