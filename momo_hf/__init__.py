@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from momo_hf import integrations
-from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
+from momo_hf.optim import Method, Momo, MomoAdam, MomoOptimizer
 
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Method",
     "Momo",
     "MomoAdam",
     "MomoCallback",

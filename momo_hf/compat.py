@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 
-def compile_options() -> dict[str, bool]:
+def compile_options() -> dict[str, Any]:
     """Options of `torch.compile` for a function that is compiled once for each of several methods.
 
     Without `isolate_recompiles`, which torch 2.6 has not, all of them share one limit on compilations, and beyond it run

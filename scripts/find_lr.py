@@ -21,7 +21,7 @@ from accelerate import PartialState
 
 from momo_hf import MomoAdam
 from momo_hf.integrations.names import METHODS
-from momo_hf.optim.search import STEPS, Search
+from momo_hf.optim.steps.search import STEPS, Search
 from momo_hf.recipes.config_file import read_config
 from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import InputError, run_main

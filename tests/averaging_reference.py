@@ -115,6 +115,12 @@ def in_groups(params, lrs, decays):
     return [{"params": m, "lr": lr, "weight_decay": wd} for m, lr, wd in zip(members, lrs, decays)]
 
 
+def z_of(optimizer, p):
+    """z of a parameter in train mode."""
+    entry = optimizer.state[p]
+    return (entry.get("y", p.detach()) + entry["ahead"]).numpy()
+
+
 def values(params):
     return [p.detach().numpy().copy() for p in params]
 

@@ -21,7 +21,7 @@ from momo_hf.integrations.gradients import Snapshot, note_model
 from momo_hf.integrations.window import LossWindow, average
 from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import MomoOptimizer
-from momo_hf.optim.sharding import whole
+from momo_hf.optim.tensors.sharding import whole
 
 
 # What a prepared optimizer passes on to the MoMo optimizer in it.
@@ -153,7 +153,7 @@ def _one_number(loss: Tensor) -> Tensor:
             f"Accelerator.backward() got a loss of shape {tuple(loss.shape)}: MoMo needs the one number whose "
             "gradient is taken; reduce it first, for example with loss.mean()."
         )
-    loss = torch.as_tensor(whole(loss.detach()))
+    loss = whole(loss.detach())
     return loss.reshape(()).to(torch.promote_types(loss.dtype, torch.float32))
 
 
@@ -223,7 +223,7 @@ def _step(original: Callable) -> Callable:
             window.trust()
         result = original(self, closure)
         if self.scaler is not None and self.step_was_skipped:
-            if (optimizer.has_loss or not window.empty) and optimizer.search_goes_on():
+            if (optimizer.has_loss or not window.empty) and optimizer.searching:
                 # Nothing is taken in, but the search hears of it, and may have to go back to finite losses.
                 optimizer.step()
             window.clear()

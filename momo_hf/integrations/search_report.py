@@ -8,7 +8,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from momo_hf.optim import MomoOptimizer
-from momo_hf.optim.search import LEFT, OVERSHOOT, REASONS, SHARE, STEPS, WEAK, Search
+from momo_hf.optim.steps.search import LEFT, OVERSHOOT, REASONS, SHARE, STEPS, WEAK, Search
 
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from momo_hf.integrations.names import METHODS
 from momo_hf.integrations.smoothing import watch_smoothing
 from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import MomoOptimizer
-from momo_hf.optim.searching import AUTO
+from momo_hf.optim.steps.search import AUTO
 
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from momo_hf.integrations.average import Average
 from momo_hf.integrations.gradients import Gradients, Groups, Snapshot, models_key, parameters_of
 from momo_hf.optim import MomoOptimizer
 from momo_hf.optim.intake import Given
-from momo_hf.optim.sharding import layout_of, local, sum_over_shards, whole
+from momo_hf.optim.tensors.sharding import layout_of, local, sum_over_shards, whole
 
 
 logger = logging.getLogger(__name__)
@@ -185,7 +185,7 @@ class LossWindow:
         if not any(covered) or not math.isfinite(max_norm):
             return
         self._whole_norm = all(covered)
-        factor = (max_norm / (torch.as_tensor(whole(norm)).detach() + 1e-6)).clamp(max=1.0)
+        factor = (max_norm / (whole(norm).detach() + 1e-6)).clamp(max=1.0)
         if all(covered):
             self._clips["full"] = factor * self._clips.get("full", 1.0)
         else:
@@ -250,7 +250,8 @@ class LossWindow:
         like = self.optimizer.param_groups[0]["step"]
         # A number goes where the processes communicate, a tensor is there already.
         device = given.device if isinstance(given, Tensor) else like.device
-        value = torch.as_tensor(whole(given), dtype=like.dtype, device=device).reshape(1)
+        given = whole(given) if isinstance(given, Tensor) else given
+        value = torch.as_tensor(given, dtype=like.dtype, device=device).reshape(1)
         groups = self.groups()
         return Average(value, groups).value(0) if groups else value
 

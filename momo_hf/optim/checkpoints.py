@@ -1,58 +1,71 @@
 """What a saved state holds beyond torch's, and how it is taken back."""
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from momo_hf.optim.model import ModelState
-from momo_hf.optim.ramp import ORIGIN
+from momo_hf.optim.method import Method
+from momo_hf.optim.record import Group
+from momo_hf.optim.steps.averaged import AVERAGES
+from momo_hf.optim.steps.modelled import MODEL
+from momo_hf.optim.steps.ramp import ORIGIN, SEARCH, check_origins, with_origins
+from momo_hf.optim.tensors.buckets import method_of
 
 
-# What a parameter's state may have: "start" where it joined late, the others by averaging and search.
-OPTIONAL = ("start", "y", "exp_avg", ORIGIN)
+# What the groups hold beside their options.
+SCALARS = (*MODEL.keys, *AVERAGES.keys, *SEARCH.keys, "effective_lr", "lr_max", "train_mode")
+# What a parameter's state may have: "start" where it joined late, the others by averaging and search; "z" is of versions
+# before z - y.
+OPTIONAL = ("start", "y", "z", "ahead", "exp_avg", ORIGIN)
 
 
-def with_starts(state_dict: dict[str, Any], step: Tensor) -> dict[str, Any]:
-    """A state with the number of steps before the first gradient for every parameter, not for late ones alone.
+def completed(
+    state_dict: dict[str, Any], state: Mapping[Tensor, Any], drift: Tensor, averages: bool
+) -> dict[str, Any]:
+    """A state with everything that a fresh optimizer needs room for.
 
-    So torch.distributed.checkpoint, which fills a fresh optimizer's state, finds room for it there.
+    torch.distributed.checkpoint fills the state of one, which does not know which parameters joined late, and whether a
+    search is over.
 
     Args:
         state_dict: as `Optimizer.state_dict()` made it.
-        step: k, for dtype and device.
+        state: of the optimizer, whose parameters are in the order of the saved ones.
+        drift: of the model, complete.
+        averages: whether the iterates are averaged.
     """
+    groups = [{**group, "drift": drift} for group in state_dict["param_groups"]]
+    entries = {}
     for key, entry in state_dict["state"].items():
-        start = entry.get("start", torch.zeros_like(step)).clone()
-        state_dict["state"][key] = {**entry, "start": start}
-    return state_dict
+        start = entry.get("start", torch.zeros_like(drift)).clone()
+        entries[key] = {**entry, "start": start}
+    made = {**state_dict, "state": entries, "param_groups": groups}
+    return with_origins(made, state, averages) if SEARCH.stands_in(groups[0]) else made
 
 
-def take_back(
-    state: MutableMapping[Tensor, dict[str, Tensor]],
-    params: list[Tensor],
-    state_dict: dict[str, Any],
-    step: Tensor,
-) -> None:
+def restore(groups: list[Group], state: MutableMapping[Tensor, dict[str, Tensor]], state_dict: dict[str, Any]) -> None:
     """Mend a state that torch has loaded: buffers in float32 where it would cast them, and one start for all alike.
 
     Args:
-        state: the state of the optimizer.
-        params: its parameters, in the order of the groups.
+        groups: the parameter groups of the optimizer.
+        state: its state.
         state_dict: what was loaded.
-        step: k, for dtype and device.
     """
+    step = groups[0]["step"]
     starts: dict[float, Tensor] = {}
-    for key, p in zip(chain.from_iterable(group["params"] for group in state_dict["param_groups"]), params):
+    keys = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    params = chain.from_iterable(group["params"] for group in groups)
+    for key, p in zip(keys, params):
         if key not in state_dict["state"]:
             continue
         saved = state_dict["state"][key]
         if p.dtype in (torch.float16, torch.bfloat16):
             # What was left out of the state has no use here.
             for name in state[p].keys() - {"start"}:
-                state[p][name] = saved[name].to(device=p.device, dtype=torch.float32, copy=True)
+                value = saved[name] if name in saved else saved["z" if name == ORIGIN else "exp_avg"]
+                state[p][name] = value.to(device=p.device, dtype=torch.float32, copy=True)
         state[p].pop("start", None)
         start = float(saved.get("start", 0.0))
         if start:
@@ -60,7 +73,7 @@ def take_back(
 
 
 def with_defaults(
-    name: str, state_dict: dict[str, Any], defaults: dict[str, Any], buffers: Iterable[str]
+    name: str, state_dict: dict[str, Any], defaults: dict[str, Any], methods: Mapping[str, Method]
 ) -> dict[str, Any]:
     """A saved state in which options and scalars that did not exist when it was saved have their defaults.
 
@@ -68,10 +81,11 @@ def with_defaults(
         name: the class that is to load it.
         state_dict: as `Optimizer.state_dict()` made it.
         defaults: the options of the class.
-        buffers: what every parameter's state must have; what is in `OPTIONAL` may be there too, and nothing else.
+        methods: of the class.
 
     Raises:
-        ValueError: another method saved it, or this one with or without averaging, as it is not here.
+        ValueError: another method saved it, or this one with or without averaging, as it is not here; or it is from the
+            middle of a search and lacks the weights from before it.
     """
     averaged = {bool(group.get("averaging", False)) for group in state_dict["param_groups"]}
     if averaged != {bool(defaults["averaging"])}:
@@ -86,15 +100,18 @@ def with_defaults(
             f"This state was not saved by {name}: its groups lack {missing}. Start from the weights alone, or load it "
             "into the optimizer that saved it."
         )
-    expected = set(buffers)
-    for entry in state_dict["state"].values():
-        if not expected <= set(entry) <= expected | set(OPTIONAL):
-            raise ValueError(
-                f"This state was not saved by {name}: a parameter has {sorted(entry)}, expected {sorted(expected)}. "
-                "Load it into the optimizer that saved it."
-            )
     groups = []
     for group in state_dict["param_groups"]:
-        zeros = {key: torch.zeros_like(group["step"]) for key in (*ModelState._fields, "effective_lr")}
+        expected = set(method_of(group, methods).buffers)
+        own = {"ahead", "z", ORIGIN} if defaults["averaging"] else {"exp_avg"}
+        for entry in (state_dict["state"][key] for key in group["params"] if key in state_dict["state"]):
+            found = set(entry)
+            if not (expected <= found <= expected | set(OPTIONAL) and own & found):
+                raise ValueError(
+                    f"This state was not saved by {name}: a parameter has {sorted(found)}, expected "
+                    f"{sorted(expected | own)}. Load it into the optimizer that saved it."
+                )
+        zeros = {key: torch.zeros_like(group["step"]) for key in (*MODEL.keys, "effective_lr")}
         groups.append({**defaults, **zeros, **group})
+    check_origins(state_dict)
     return {**state_dict, "param_groups": groups}

@@ -1,9 +1,14 @@
 """What can be wrong with the arguments of an optimizer or a loss, and the words for it."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+
+from momo_hf.optim.method import Method
+from momo_hf.optim.record import SHARED_OPTIONS
+from momo_hf.optim.steps.averaged import check_averaging
 
 
 NO_LOSS = (
@@ -13,8 +18,6 @@ NO_LOSS = (
     "optimizer, once at least for every step; the loss goes when its gradients are zeroed or replaced by other tensors. "
     "Without accelerate, several processes have to average it first."
 )
-# Options that describe the one model of all groups and cannot differ between them.
-SHARED_OPTIONS = ("beta", "betas", "lb", "use_fstar", "bias_correction", "divide", "averaging")
 
 
 def check_range(name: str, value: float, low: float, high: float, interval: str) -> None:
@@ -29,7 +32,7 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
-def check_group(group: dict[str, Any]) -> None:
+def check_group(group: dict[str, Any], methods: Mapping[str, Method]) -> None:
     """Raise a ValueError for an option of a parameter group that every method has and that is out of its range."""
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
@@ -43,6 +46,9 @@ def check_group(group: dict[str, Any]) -> None:
     if not math.isfinite(group["lb"]):
         raise ValueError(f"`lb` must be a finite number, got {group['lb']}: give one that the loss never falls below.")
     check_choice("use_fstar", group["use_fstar"], (False, True))
+    if "method" in group:
+        check_choice("method", group["method"], tuple(methods))
+    check_averaging(group)
 
 
 def check_one_model(group: dict[str, Any], head: dict[str, Any]) -> None:

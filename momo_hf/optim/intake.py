@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from momo_hf.optim.checks import check_loss
@@ -63,6 +64,24 @@ class LossIntake:
         A search for the cap hears of it: it ends where losses are not finite, and where too many steps are skipped.
         """
         self._loss = self._clip_factor = None
+
+    @staticmethod
+    def _evaluate(closure: Callable[[], Tensor | float], loss: Tensor | float | None) -> Tensor | float:
+        """What a closure returns.
+
+        Raises:
+            TypeError: it is no function.
+            ValueError: a loss is given beside it.
+        """
+        if not callable(closure):
+            raise TypeError(
+                f"step() takes a closure by position, got {type(closure).__name__}. Give the loss by name: "
+                "step(loss=loss)."
+            )
+        if loss is not None:
+            raise ValueError("step() takes `closure` or `loss`, got both: the closure already returns the loss.")
+        with torch.enable_grad():
+            return closure()
 
     def _take_loss(self, closure: Callable[[], Tensor | float] | None, loss: Tensor | float | None) -> Given:
         """The loss and the clip factor of this step: given by hand, or backpropagated, or returned by the closure; and

@@ -1,33 +1,44 @@
-"""What makes a MoMo method: its buffers, how a gradient enters them, and its preconditioner. Nothing about speed."""
+"""What makes a MoMo method: its buffers, how a gradient enters them, and the direction. Nothing about speed."""
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+Buffers = dict[str, Tensor]
+Options = dict[str, Any]
 
 
 class Method:
     """A momentum method in mathematics alone; MoMo on plain momentum where nothing is overridden.
 
-    The momentum itself, d <- β d + (1-β) g, is the same for all methods and is not a buffer. The functions see flat
-    tensors of at least float32, whatever the parameters are, and may be called for any part of a parameter.
+    The momentum itself, d <- β d + (1-β) g, is the same for all methods and is not a buffer. A method is a value: it has
+    no state, and one object serves all parameters. Its functions see flat tensors of at least float32, whatever the
+    parameters are, and may be called for any part of a parameter; with `whole` they see stacks of whole parameters.
 
     Attributes:
         buffers: the names of the method's own buffers, one tensor each per parameter.
+        whole: whether `direction` needs parameters in their own shape, as where it works on matrices. Then all functions
+            are given stacks of parameters of one shape, (parameters, *shape).
+        costly: whether `direction` is dear, so that a step computes it once and keeps it, which takes as much memory as
+            the parameters.
         ramp_start: the size of the first step of a search for the cap (`lr="auto"`), about a ten thousandth of any that
             is good. None makes it from the first loss and gradient, which is right for a step that is proportional to the
-            gradient; a method whose preconditioner takes the size out of the gradient has a number of its own.
+            gradient; a method whose direction does not grow with the gradient has a number of its own.
     """
 
     buffers: tuple[str, ...] = ()
+    whole: bool = False
+    costly: bool = False
     ramp_start: float | None = None
 
-    @staticmethod
-    def update_buffers(grad: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
+    def update(self, grad: Tensor, buffers: Buffers, options: Options) -> Buffers:
         """Take a gradient into the method's buffers.
 
         Args:
-            grad: flat, at least float32.
-            buffers: the buffers by name, of the size and dtype of `grad`; not to be changed in place.
+            grad: flat, or a stack with `whole`; at least float32.
+            buffers: the buffers by name, of the shape and dtype of `grad`; not to be changed in place.
             options: the method's own hyperparameters, and what `corrections` gave.
 
         Returns:
@@ -35,12 +46,31 @@ class Method:
         """
         return {}
 
-    @staticmethod
-    def precondition(vector: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
-        """Return D_k^{-1} vector, from the buffers after `update_buffers`; D must be positive."""
+    def direction(self, vector: Tensor, buffers: Buffers, options: Options) -> Tensor:
+        """Return u, the direction of a step, which goes to x - τ u.
+
+        Args:
+            vector: d̂ = d/ρ, the momentum corrected for its start at 0; or a gradient. Not to be changed in place.
+            buffers: the buffers after `update`.
+            options: as for `update`.
+
+        Returns:
+            u, a new tensor or `vector` itself; `<vector, u>` must not be negative. Where D^{-1} is a preconditioner that
+            is D^{-1} d̂.
+        """
         return vector
 
-    @staticmethod
-    def corrections(step: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
+    def sample(self, grad: Tensor, momentum: Tensor, buffers: Buffers, options: Options) -> Tensor:
+        """`<g, D^{-1} g>`, 0-dim: how a search sees that its steps do harm, because the gradients grow.
+
+        Args:
+            grad: as for `update`.
+            momentum: d̂.
+            buffers: the buffers after `update`.
+            options: as for `update`.
+        """
+        return torch.dot(grad.flatten(), self.direction(grad, buffers, options).flatten())
+
+    def corrections(self, step: Tensor, options: Options) -> Buffers:
         """Numbers that depend on the step k (0-dim) alone, for example bias corrections; they join the options."""
         return {}

@@ -3,10 +3,7 @@
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from momo_hf.optim.base import MomoOptimizer
-from momo_hf.optim.kernels import register
-from momo_hf.optim.kernels.fused import FusedMomentum
-from momo_hf.optim.kernels.multi_tensor import MultiTensor
+from momo_hf.optim.optimizer import MomoOptimizer
 
 
 class Momo(MomoOptimizer):
@@ -14,15 +11,15 @@ class Momo(MomoOptimizer):
 
     The step along the averaged gradient d minimises the model of the averaged loss, cut off at the lower bound:
 
-        d <- β d + (1-β) g,    f̄ <- β f̄ + (1-β) f
-        τ = min(lr / ρ, (f̄ + c - ρ lb)_+ / |d|²)
-        x <- (x - τ d) / (1 + lr λ)
+        d <- β d + (1-β) g,    f̄ <- β f̄ + (1-β) f,    d̂ = d/ρ,    f̂ = f̄/ρ,    ĉ = c/ρ
+        τ = min(lr, (f̂ + ĉ - lb)_+ / |d̂|²)
+        x <- (x - τ d̂) / (1 + lr λ)
 
-    With `averaging` it is schedule-free: see `Averaging`.
+    ρ is 1, or 1-β^k with `bias_correction`. With `averaging` it is schedule-free: see `Averaged`.
 
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
-        lr: upper bound α of the step size; schedulers act on it. `"auto"` finds it in the first steps, see `Searching`.
+        lr: upper bound α of the step size; schedulers act on it. `"auto"` finds it in the first steps, see `steps.ramp`.
             Default 1.0.
         weight_decay: λ of the proximal weight decay. Default 0.
         beta: momentum β in [0, 1). Default 0.9.
@@ -33,10 +30,10 @@ class Momo(MomoOptimizer):
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
         compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
             fast; the first step then takes some ten seconds. Default False.
-        averaging: evaluate and save the average of the iterates, see `Averaging`; for a constant `lr`. A number is the share
+        averaging: evaluate and save the average of the iterates, see `Averaged`; for a constant `lr`. A number is the share
             of the average in the point where gradients are taken; True takes 0.8. Default False.
 
-    State: `exp_avg` (d; with averaging `z` in its place) per parameter, of at least float32; the scalars of `ModelState`
+    State: `exp_avg` (d; with averaging `ahead`, which is z - y, in its place) per parameter, of at least float32; the scalars of `ModelState`
     in every parameter group.
 
     Raises:
@@ -77,7 +74,3 @@ class Momo(MomoOptimizer):
                 "averaging": averaging,
             },
         )
-
-
-register(FusedMomentum, Momo)
-register(MultiTensor, Momo)

@@ -2,35 +2,32 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from momo_hf.optim.base import MomoOptimizer
+from momo_hf.optim.adam import Adam
 from momo_hf.optim.checks import check_range
-from momo_hf.optim.kernels import register
-from momo_hf.optim.kernels.fused import FusedAdam
-from momo_hf.optim.kernels.multi_tensor import MultiTensorAdam
-from momo_hf.optim.model import debias
+from momo_hf.optim.optimizer import MomoOptimizer
 
 
 class MomoAdam(MomoOptimizer):
     """Adam whose learning rate adapts to the loss; `lr` is only its upper bound.
 
         d <- β1 d + (1-β1) g,    v <- β2 v + (1-β2) g²,    f̄ <- β1 f̄ + (1-β1) f
-        D = sqrt(v / (1-β2^k)) + eps,    u = d / D,    ρ = 1-β1^k
-        τ = min(lr / ρ, (f̄ + c - ρ lb)_+ / <d, u>)
+        d̂ = d/ρ,    f̂ = f̄/ρ,    ĉ = c/ρ,    ρ = 1-β1^k
+        D = sqrt(v / (1-β2^k)) + eps,    u = d̂ / D
+        τ = min(lr, (f̂ + ĉ - lb)_+ / <d̂, u>)
         x <- (x - τ u) / (1 + lr λ)
 
-    At the cap (τ = lr / ρ) this is Adam's own step, so `lr` means what it means for AdamW.
+    At the cap (τ = lr) this is Adam's own step, so `lr` means what it means for AdamW.
 
-    With `averaging` it is schedule-free: see `Averaging`. At the cap it is then schedule-free AdamW.
+    With `averaging` it is schedule-free: see `Averaged`. At the cap it is then schedule-free AdamW.
 
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
         lr: upper bound α of the step size; schedulers act on it. The default 1e-2 is for training from scratch;
             to fine-tune a pretrained model take the lr that AdamW would get. `"auto"` finds it in the first steps, see
-            `Searching`.
+            `steps.ramp`.
         betas: β1 of momentum and averaged loss, β2 of the squared gradients, both in [0, 1). Default (0.9, 0.999).
         eps: added to the root of the second moment. Default 1e-8.
         weight_decay: λ of the weight decay. Default 0.
@@ -40,10 +37,10 @@ class MomoAdam(MomoOptimizer):
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
         compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
             fast; the first step then takes some ten seconds. Default False.
-        averaging: evaluate and save the average of the iterates, see `Averaging`; for a constant `lr`. A number is the share
+        averaging: evaluate and save the average of the iterates, see `Averaged`; for a constant `lr`. A number is the share
             of the average in the point where gradients are taken; True takes 0.8. Default False.
 
-    State: `exp_avg` (d; with averaging `z` in its place) and `exp_avg_sq` (v) per parameter, of at least float32; the
+    State: `exp_avg` (d; with averaging `ahead`, which is z - y, in its place) and `exp_avg_sq` (v) per parameter, of at least float32; the
     scalars of `ModelState` in every parameter group.
 
     Raises:
@@ -56,8 +53,7 @@ class MomoAdam(MomoOptimizer):
         >>> optimizer.step(loss=loss)
     """
 
-    buffers = ("exp_avg_sq",)
-    ramp_start = 1e-6
+    methods = {"adam": Adam()}
 
     def __init__(
         self,
@@ -94,23 +90,3 @@ class MomoAdam(MomoOptimizer):
         super().check_options(group)
         check_range("betas[1]", group["betas"][1], 0.0, 1.0, "[0, 1)")
         check_range("eps", group["eps"], 0.0, float("inf"), "[0, inf)")
-
-    @staticmethod
-    def update_buffers(grad: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
-        beta2 = options["betas"][1]
-        return {"exp_avg_sq": (buffers["exp_avg_sq"] * beta2).addcmul_(grad, grad, value=1 - beta2)}  # v_k
-
-    @staticmethod
-    def precondition(vector: Tensor, buffers: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
-        root, correction, eps = buffers["exp_avg_sq"].sqrt(), options["rsqrt_correction2"], options["eps"]
-        if torch.compiler.is_compiling():
-            return vector / (root * correction + eps)
-        return torch.div(vector, root.mul_(correction).add_(eps), out=root)  # D_k^{-1}, in one temporary
-
-    @staticmethod
-    def corrections(step: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
-        return {"rsqrt_correction2": debias(options["betas"][1], step).rsqrt()}
-
-
-register(FusedAdam, MomoAdam)
-register(MultiTensorAdam, MomoAdam)

@@ -23,8 +23,10 @@ class Watch:
 
     def __init__(self, group: dict[str, Any] | None = None) -> None:
         self._calls = 0
-        self._copy: tuple[Tensor, torch.Event | None] | None = None
-        self._stalled, self._skipped, _ = counters_of(group).tolist() if group else (0.0, 0.0, 0.0)
+        self._copy: tuple[Tensor, torch.Event] | None = None
+        self._stalled, self._skipped = 0.0, 0.0
+        if group:
+            self._stalled, self._skipped, _ = counters_of(group).tolist()
         self._warned_of_stall = False
 
     def after_step(self, group: dict[str, Any]) -> None:

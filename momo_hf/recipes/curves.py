@@ -70,8 +70,16 @@ def _mark_search(panels: tuple[Axes, Axes], history: list[dict[str, Any]], path:
         axes.axvspan(0, length, color="tab:red", alpha=0.12, linewidth=0, label=f"search ({length} steps)")
     at, losses = _points(history, "loss")
     mixed = sum(before < length for before in [0, *at[:-1]])
-    empty = {"marker": "o", "markersize": 6, "linestyle": "", "markerfacecolor": "white", "color": "tab:red"}
-    panels[0].plot(at[:mixed], losses[:mixed], label="with losses of the search", **empty)
+    panels[0].plot(
+        at[:mixed],
+        losses[:mixed],
+        marker="o",
+        markersize=6,
+        linestyle="",
+        markerfacecolor="white",
+        color="tab:red",
+        label="with losses of the search",
+    )
 
 
 def _names(history: list[dict[str, Any]]) -> list[str]:

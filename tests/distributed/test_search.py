@@ -53,7 +53,7 @@ def test_replicas_of_shards_find_the_cap_of_one_process(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("averaging, first", [("plain", "exp_avg"), ("averaging", "z")])
+@pytest.mark.parametrize("averaging, first", [("plain", "exp_avg"), ("averaging", "ahead")])
 def test_a_search_is_taken_up_again_bit_for_bit(tmp_path, kind, averaging, first):
     """And one that is over is not begun again; by accelerate and by torch.distributed.checkpoint."""
     whole = run_workers(WORKERS + "saved", 2, tmp_path / "whole", kind, averaging)

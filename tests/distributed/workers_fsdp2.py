@@ -10,9 +10,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from momo_hf import MomoAdam
-from momo_hf.optim import chunks
 from momo_hf.optim.kernels import compiled as passes
-from momo_hf.optim.kernels.plain import Plain
+from momo_hf.optim.steps import movement
+from momo_hf.optim.tensors import chunks
 from tests.distributed.workers import METHODS, full
 from tests.toys import Net, Points
 
@@ -163,8 +163,8 @@ def followed(folder):
         return distribute_tensor(tensor, mesh, [placement or Shard(0)]) if world > 1 else tensor
 
     reads = []
-    original = Plain.overlap
-    Plain.overlap = lambda self: reads.append(step) or original(self)
+    original = movement.overlap
+    movement.overlap = lambda bucket: reads.append(step) or original(bucket)
     params = [nn.Parameter(spread(torch.linspace(-1, 2, n).bfloat16())) for n in (7, 5, 1)]
     optimizer, log = MomoAdam(params, lr=10.0), []
     for step in range(30):
@@ -181,7 +181,7 @@ def followed(folder):
             state = optimizer.state_dict()
             optimizer = MomoAdam(params, lr=10.0)
             optimizer.load_state_dict(state)
-    Plain.overlap = original
+    movement.overlap = original
     counts = [float(optimizer.state[p].get("start", 0.0)) for p in params]
     return {
         "log": torch.tensor(log),

@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from momo_hf import MomoAdam
 from momo_hf.integrations.search_report import SearchReport, draw_search
-from momo_hf.optim.search import Search
+from momo_hf.optim.steps.search import Search
 from tests.integrations.test_transformers import arguments
 from tests.toys import Net, Points
 

@@ -13,7 +13,17 @@ import torch
 import triton
 
 from momo_hf.optim import Momo, MomoAdam, kernels
-from momo_hf.optim.kernels import launch, multi_tensor, triton_model, triton_passes
+from momo_hf.optim.kernels import (
+    launch,
+    multi_tensor,
+    triton_averaged,
+    triton_model,
+    triton_passes,
+    triton_ramp,
+    triton_search,
+)
+from momo_hf.optim.kernels.triton_tensors import BLOCK
+from momo_hf.optim.steps import driver
 from tests.optim.simulated_device import Device, device
 from tests.optim.test_device_cost import stepper
 
@@ -22,6 +32,14 @@ __all__ = ["device"]  # a fixture
 SHAPES = [(64, 40), (128,)]
 THREADS = 128
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64", torch.bool: "i1"}
+PASSES = {"first_pass", "second_pass"}
+# What makes a step one of a kind, and its options as there may be more.
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "modelled": ({}, {"use_fstar": True}),
+    "averaged": ({"averaging": True}, {"averaging": 0.5}),
+    "ramp": ({"lr": "auto"}, {"lr": "auto"}),
+}
+DECISION = {"modelled": "next_step", "averaged": "next_averaged_step", "ramp": "next_move"}
 to_triton = multi_tensor.triton_dtype
 
 
@@ -29,8 +47,8 @@ to_triton = multi_tensor.triton_dtype
 def launches(device: Device, monkeypatch, tmp_path):
     """Every launch from here on, as kernel, arguments and constants."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(kernels, "triton_passes", triton_passes)
-    monkeypatch.setattr(kernels, "triton_model", triton_model)
+    for module in (triton_passes, triton_averaged, triton_ramp, triton_model, triton_search):
+        monkeypatch.setattr(kernels, module.__name__.rpartition(".")[2], module)
     monkeypatch.setattr(multi_tensor, "triton_dtype", to_triton)
     made = []
     monkeypatch.setattr(launch, "launch", lambda kernel, programs, *a, **k: made.append((kernel, a, k)))
@@ -58,46 +76,67 @@ def elements(code: str, access: str) -> int:
     return THREADS * 4 * len(re.findall(rf"\b{access}\.global(?:\.\w+)*\.v4\.[bf]32", code))
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability, clipped", [(80, True), (90, False)])
 @pytest.mark.parametrize("cls", [Momo, MomoAdam])
-@pytest.mark.parametrize("clipped", [True, False])
+@pytest.mark.parametrize("kind", ["modelled", "averaged", "ramp"])
 def test_every_launch_compiles_and_reads_and_writes_what_the_table_says(
-    device: Device, launches, cls, clipped, capability
+    device: Device, launches, cls, clipped, kind, capability
 ):
-    block, adam = triton_passes.BLOCK, cls is MomoAdam
-    for options in ({"use_fstar": True}, {"divide": False} if adam else {}):
+    adam = cls is MomoAdam
+    common, given = KINDS[kind]
+    for options in (given, common | {"divide": False} if adam else common):
         params = device.parameters(SHAPES)
-        groups = [{"params": params[:1], "weight_decay": 0.1}, {"params": params[1:], "lr": 0.5}]
+        groups = [{"params": params[:1], "weight_decay": 0.1}, {"params": params[1:]}]
         stepper(cls, groups, clipped, **options)
     names = set()
     for kernel, arguments, constants in launches:
         code, name = machine_code(kernel, arguments, constants, capability), kernel.fn.__name__
         names.add(name)
-        if name == "first_pass":
-            assert constants["known"] and constants["aligned"]  # if not clipped, one process looks at the norms
-            assert elements(code, "ld") == block * (2 + adam + constants["decays"])
-            assert elements(code, "st") == block * (1 + adam)
-        elif name == "second_pass":
-            assert elements(code, "ld") == block * (2 + adam)
-            assert elements(code, "st") == block
-    assert names == {"begin", "first_pass", "second_pass", "next_step"}
+        if name not in PASSES:
+            continue
+        assert constants["known"] and constants["aligned"]  # if not clipped, one process looks at the norms
+        decays = constants.get("decays" if kind == "modelled" else "shrinks", False)
+        blocks = {
+            ("modelled", "first_pass"): (2 + adam + decays, 1 + adam),
+            ("modelled", "second_pass"): (2 + adam, 1),
+            ("averaged", "first_pass"): (2 + adam + decays, adam),
+            ("averaged", "second_pass"): (3 + adam, 2),
+            # With the origin, and averages that go back to 0: masked out but in two steps of a search.
+            ("ramp", "first_pass"): (2 + adam, 1 + adam),
+            ("ramp", "second_pass"): (3 + adam, 3 + adam),
+        }[kind, name]
+        assert (elements(code, "ld"), elements(code, "st")) == (blocks[0] * BLOCK, blocks[1] * BLOCK)
+    assert names == {"begin", *PASSES, DECISION[kind]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_other_types_and_tensors_that_are_not_aligned_compile(device: Device, launches, dtype):
+@pytest.mark.parametrize("kind", ["modelled", "averaged", "ramp"])
+def test_other_types_and_tensors_that_are_not_aligned_compile(device: Device, launches, kind, dtype):
     """Those that are not aligned have a launch of their own."""
-    stepper(MomoAdam, device.parameters([(2,), *SHAPES], dtype), clipped=True)
+    stepper(MomoAdam, device.parameters([(2,), *SHAPES], dtype), clipped=True, **KINDS[kind][0])
     passes = [made for made in launches if "aligned" in made[2]]
     assert [constants["aligned"] for _, _, constants in passes] == 2 * [True, False]
     for kernel, arguments, constants in passes:
         assert machine_code(kernel, arguments, constants, 90)
 
 
-def test_nobody_knows_whether_the_gradients_are_finite(device: Device, launches, monkeypatch):
+@pytest.mark.parametrize(
+    "kind, first, second",
+    [("modelled", (3, 0), (4, 3)), ("averaged", (3, 0), (4, 3)), ("ramp", (3, 0), (5, 4))],
+)
+def test_nobody_knows_whether_the_gradients_are_finite(device: Device, launches, kind, first, second, monkeypatch):
     """As where other processes hold parts of them."""
-    monkeypatch.setattr(MomoAdam, "_norm", staticmethod(lambda *a: None))
-    stepper(MomoAdam, device.parameters(SHAPES), clipped=False)
-    block = triton_passes.BLOCK
-    first, second = (machine_code(*made, 90) for made in launches if "aligned" in made[2])
-    assert (elements(first, "ld"), elements(first, "st")) == (3 * block, 0)
-    assert (elements(second, "ld"), elements(second, "st")) == (4 * block, 3 * block)
+    monkeypatch.setattr(driver, "known_norm", lambda *given: None)
+    stepper(MomoAdam, device.parameters(SHAPES), clipped=False, **KINDS[kind][0])
+    codes = [machine_code(*made, 90) for made in launches if "aligned" in made[2]]
+    found = [(elements(code, "ld") / BLOCK, elements(code, "st") / BLOCK) for code in codes]
+    assert found == [first, second]
+
+
+def test_parameters_that_join_a_running_average_compile(device: Device, launches):
+    params = device.parameters(SHAPES)
+    optimizer, step = stepper(MomoAdam, params[:1], clipped=True, averaging=True)
+    optimizer.add_param_group({"params": params[1:]})
+    step()
+    late = [made for made in launches if made[2].get("late")]
+    assert len(late) == 1 and machine_code(*late[0], 90)

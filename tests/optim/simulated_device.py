@@ -18,6 +18,14 @@ from momo_hf.optim.kernels import launch
 from scripts.counted import Counted
 
 
+PASSES = ("first_pass", "second_pass")
+KERNELS = {
+    **dict.fromkeys(("triton_passes", "triton_averaged", "triton_ramp"), PASSES),
+    "triton_model": ("begin", "next_step", "next_averaged_step"),
+    "triton_search": ("next_move",),
+}
+
+
 class Kernel:
     """Stands for a kernel in Triton."""
 
@@ -59,13 +67,16 @@ def device(monkeypatch):
     """A simulated CUDA device with Triton."""
     simulated = Device()
     kernel = Kernel(simulated.counters)
-    passes = SimpleNamespace(BLOCK=2048, first_pass=kernel, second_pass=kernel)
-    monkeypatch.setattr(kernels, "triton_passes", passes, raising=False)
-    monkeypatch.setattr(kernels, "triton_model", SimpleNamespace(begin=kernel, next_step=kernel), raising=False)
+    for name, names in KERNELS.items():
+        monkeypatch.setattr(kernels, name, SimpleNamespace(**dict.fromkeys(names, kernel)), raising=False)
+    monkeypatch.setattr(kernels, "triton_tensors", SimpleNamespace(BLOCK=2048), raising=False)
     monkeypatch.setattr("momo_hf.optim.kernels.multi_tensor.triton_dtype", lambda dtype: dtype)
     monkeypatch.setattr(launch, "has_triton", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
     # A tensor without memory has no address; these stay where they are.
     monkeypatch.setattr(FakeTensor, "data_ptr", lambda tensor: 16 * tensor.untyped_storage()._cdata, raising=False)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True):  # imports what makes classes of torch.Event
+        # What a search sends to the host is on its way for as long as it likes.
+        monkeypatch.setattr(torch, "Event", lambda *given: SimpleNamespace(record=lambda *given: None))
+        monkeypatch.setattr(torch.accelerator, "current_stream", lambda *given: None)
         yield simulated

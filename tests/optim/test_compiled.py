@@ -12,12 +12,14 @@ from momo_hf.optim import Momo, MomoAdam
 
 FSTAR = {"use_fstar": True, "weight_decay": 0.1}
 PLAIN = {"weight_decay": 0.1, "divide": False, "betas": (0.0, 0.9)}
+AVERAGED = {"averaging": True, "weight_decay": 0.1}
 METHODS = [(Momo, {}), (MomoAdam, PLAIN), (MomoAdam, FSTAR)]
+METHODS += [(Momo, {"averaging": True}), (MomoAdam, AVERAGED), (MomoAdam, {**AVERAGED, "divide": False})]
 
 
 @pytest.fixture(autouse=True)
 def small_tensors_are_compiled(monkeypatch):
-    monkeypatch.setattr("momo_hf.optim.chunks.PACKED", 64)
+    monkeypatch.setattr("momo_hf.optim.tensors.chunks.PACKED", 64)
 
 
 SHAPES = [(8, 5), (20, 10), (3,), (8, 16), *(9 * [(10, 20)])]  # two for a pack, one of a kind, a batch and two more
@@ -65,6 +67,22 @@ def test_compiled_steps_equal_eager_ones_compile_once_and_can_be_skipped(cls, op
     assert all(torch.equal(x, y) for x, y in zip(before, everything))
 
 
+@pytest.mark.parametrize("averaging", [False, True])
+def test_a_compiled_search_finds_the_cap_of_an_eager_one(averaging):
+    found = []
+    for compile in (False, True):
+        params = parameters(torch.float64)
+        optimizer = MomoAdam(params, lr="auto", averaging=averaging, compile=compile)
+        for step in range(64):
+            for p in params:
+                p.grad = p.detach() + 0.1 * torch.sin(100 * p.detach() + step)
+            optimizer.step(loss=sum(float(p.detach().square().sum()) for p in params))
+        found.append((optimizer.search, [p.detach() for p in params]))
+    assert found[0][0].reason == found[1][0].reason and found[0][0].steps == found[1][0].steps
+    assert found[0][0].cap == pytest.approx(found[1][0].cap, rel=1e-10)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-8, atol=1e-10)
+
+
 def test_other_sets_of_gradients_and_other_models_do_not_compile_anew():
     missing = {(1, 1), (2, 3), (4, 1), (4, 3), (5, 0)}
     torch.compiler.reset()
@@ -94,23 +112,30 @@ def test_autograd_sees_a_step(cls, compile):
 
 
 @pytest.mark.parametrize(
-    "cls, known, weight_decay, first, second",
+    "cls, known, options, first, second",
     # What each pass reads and writes: with g, d, v and x 9 in all, 10 where nobody knows whether g is finite.
     [
-        (MomoAdam, True, 0.0, (3, 2), (3, 1)),
-        (MomoAdam, True, 0.1, (4, 2), (3, 1)),  # the decay asks for <d, x>
-        (MomoAdam, False, 0.0, (3, 0), (4, 3)),
-        (Momo, True, 0.0, (2, 1), (2, 1)),
+        (MomoAdam, True, {}, (3, 2), (3, 1)),
+        (MomoAdam, True, {"weight_decay": 0.1}, (4, 2), (3, 1)),  # the decay asks for <d, x>
+        (MomoAdam, False, {}, (3, 0), (4, 3)),
+        (Momo, True, {}, (2, 1), (2, 1)),
+        # With g, v, z - y and y 10, or 11.
+        (MomoAdam, True, {"averaging": True}, (3, 1), (4, 2)),
+        (MomoAdam, True, {"averaging": True, "weight_decay": 0.1}, (4, 1), (4, 2)),
+        (MomoAdam, False, {"averaging": True}, (3, 0), (4, 3)),
+        (Momo, True, {"averaging": True}, (2, 0), (3, 2)),
+        # With the origin beside x; the slope along the last step needs the averages of before, and has a loop of its own.
+        (MomoAdam, True, {"lr": "auto"}, (5, 4), (4, 4)),
     ],
 )
-def test_what_the_generated_code_reads_and_writes(cls, known, weight_decay, first, second, monkeypatch):
+def test_what_the_generated_code_reads_and_writes(cls, known, options, first, second, monkeypatch):
     params = parameters(torch.float32, [(1 << 10,)])
     params[0].grad = torch.ones_like(params[0])
-    optimizer = cls(params, weight_decay=weight_decay, compile=True)
+    optimizer = cls(params, compile=True, **options)
     if known:
         optimizer.loss_source = lambda *given: (torch.tensor(1.0), torch.tensor(0.5), True)
     else:
-        monkeypatch.setattr(cls, "_norm", staticmethod(lambda *args: None))
+        monkeypatch.setattr("momo_hf.optim.steps.driver.known_norm", lambda *args: None)
     step = optimizer.step if known else lambda: optimizer.step(loss=1.0)
     torch.compiler.reset()
     with (

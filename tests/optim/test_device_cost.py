@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from momo_hf.optim import Momo, MomoAdam
-from momo_hf.optim.chunks import DEVICE_PIECE
 from momo_hf.optim.kernels import launch
+from momo_hf.optim.steps.ramp import resume_ramp
+from momo_hf.optim.tensors.chunks import DEVICE_PIECE
 from tests.optim.simulated_device import Device, device
 
 
@@ -50,28 +51,59 @@ def test_the_counter_counts_what_is_known_of_torch(device: Device):
     assert (counted.peak, counted.held, counted.bytes) == (800, 0, 1200)
 
 
+# Calls of a step with gradients that were clipped together, and how many more if they were not.
+CALLS = {"modelled": 17, "averaged": 17, "search": 28}
+KINDS = {"modelled": {}, "averaged": {"averaging": True}, "search": {"lr": "auto"}}
+
+
 @METHODS
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("clipped", [True, False])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_few_calls_whatever_the_number_of_tensors(device: Device, cls, clipped, weight_decay):
+def test_few_calls_whatever_the_number_of_tensors(device: Device, cls, kind, clipped, weight_decay):
     counts = []
     for number in (10, 100, 1000):
-        _, step = stepper(cls, device.parameters(number * [(8, 5)]), clipped, weight_decay=weight_decay)
+        params = device.parameters(number * [(8, 5)])
+        optimizer, step = stepper(cls, params, clipped, weight_decay=weight_decay, **KINDS[kind])
+        optimizer._verdict = None  # nothing can be read here
         with device.counted() as counted:
             step()
         counts.append(sum(counted.calls.values()))
         assert counted.calls["triton"] == 4
-    assert len(set(counts)) == 1 and counts[0] <= 40, (counts, counted.calls)
+    assert len(set(counts)) == 1 and counts[0] <= CALLS[kind], (counts, counted.calls)
+
+
+def after_search(optimizer):
+    """Let a search be over, as a read of the verdict would."""
+    optimizer._searching, optimizer._verdict = False, None
+    resume_ramp(optimizer.state, False, optimizer.averages)
+    optimizer._fits = True
+
+
+@METHODS
+@pytest.mark.parametrize("averaging", [False, True])
+def test_few_calls_after_a_search(device: Device, cls, averaging):
+    """As with the preset: the cap is that of the search, and with averaging the largest `lr` is remembered."""
+    params = device.parameters(SMALL_GPT)
+    groups = [{"params": params[:3], "weight_decay": 0.1}, {"params": params[3:]}]
+    optimizer, step = stepper(cls, groups, True, lr="auto", averaging=averaging)
+    after_search(optimizer)
+    step()
+    with device.counted() as counted:
+        step()
+    assert counted.copies == counted.reads == []
+    assert sum(counted.calls.values()) <= 40, counted.calls
 
 
 @METHODS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lr", ["number", "tensor"])
 @pytest.mark.parametrize("clipped", [True, False])
-def test_nothing_that_a_graph_could_not_capture(device: Device, cls, dtype, lr, clipped):
+@pytest.mark.parametrize("options", [{"use_fstar": True}, {"averaging": True}], ids=["modelled", "averaged"])
+def test_nothing_that_a_graph_could_not_capture(device: Device, cls, dtype, lr, clipped, options):
     params = device.parameters(SMALL_GPT, dtype)
     groups = [{"params": params[:3], "weight_decay": 0.1}, {"params": params[3:], "lr": 0.5}]
-    optimizer, step = stepper(cls, groups, clipped, use_fstar=True)
+    optimizer, step = stepper(cls, groups, clipped, **options)
     if lr == "tensor":
         for group in optimizer.param_groups:
             group["lr"] = torch.empty((), device="cuda")
@@ -98,9 +130,11 @@ PACKS = 20 * [(DEVICE_PIECE // 1000 - 1, 1000)]  # two of them make a pack of al
 @pytest.mark.parametrize("shapes", [[(1 << 26,)], PACKS], ids=["large", "packs"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("triton", [True, False])
-def test_temporaries_are_small(device: Device, cls, shapes, dtype, triton, monkeypatch):
+@pytest.mark.parametrize("averaging", [False, True])
+def test_temporaries_are_small(device: Device, cls, shapes, dtype, triton, averaging, monkeypatch):
     monkeypatch.setattr(launch, "has_triton", lambda: triton)
-    _, step = stepper(cls, device.parameters(shapes, dtype), clipped=True, weight_decay=0.1)
+    params = device.parameters(shapes, dtype)
+    _, step = stepper(cls, params, clipped=True, weight_decay=0.1, averaging=averaging)
     with device.counted() as counted:
         step()
     assert (counted.calls["triton"] > 0) == triton

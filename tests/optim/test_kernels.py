@@ -1,4 +1,4 @@
-"""Every kernel set against the plain one over random inputs, and who gets which."""
+"""One table: every kind of step, method and kernel set against the plain one over random inputs, and who gets which."""
 
 import ast
 from pathlib import Path
@@ -10,52 +10,98 @@ from hypothesis import strategies as st
 from torch import nn
 
 import momo_hf.optim
-from momo_hf.optim import Momo, MomoAdam, kernels
-from momo_hf.optim.buckets import Bucket
+from momo_hf.optim import Method, Momo, MomoAdam, MomoOptimizer
+from momo_hf.optim.adam import Adam
+from momo_hf.optim.kernels import table
 from momo_hf.optim.kernels.compiled import ROW, Compiled
-from momo_hf.optim.kernels.fused import Fused, FusedAdam, FusedMomentum
+from momo_hf.optim.kernels.fused import Fused
+from momo_hf.optim.kernels.fused_steps import (
+    FusedAdamAveraged,
+    FusedAdamModelled,
+    FusedAdamRamp,
+    FusedMomentumModelled,
+)
 from momo_hf.optim.kernels.multi_tensor import MultiTensor
 from momo_hf.optim.kernels.plain import Plain
+from momo_hf.optim.steps.averaged import Averaged
+from momo_hf.optim.steps.averaged_model import AveragedStep
+from momo_hf.optim.steps.driver import now_of
+from momo_hf.optim.steps.given import Beginning
+from momo_hf.optim.steps.model import Step
+from momo_hf.optim.steps.modelled import Modelled
+from momo_hf.optim.steps.ramp import Ramp
+from momo_hf.optim.steps.search import Move
+from momo_hf.optim.tensors.buckets import Bucket
+from tests.optim.methods import Rows, Sign
 
 
-# Every set with its methods, where it is known before the first pass that loss and gradients are finite, and where not.
-# Those in Triton have a test of their own, because they run on no CPU.
-TABLE = [entry for entry in kernels.TABLE if not issubclass(entry.kernels, MultiTensor)]
-PAIRS = dict.fromkeys((entry.kernels, entry.method or cls) for entry in TABLE for cls in (MomoAdam, Momo))
-SETS = [(*pair, known) for pair in PAIRS for known in (True, False) if (pair[0], known) != (Plain, False)]
-SETS = [
-    (kernel_set, method, known) for kernel_set, method, known in SETS if known or not issubclass(kernel_set, Fused)
+KINDS = (Modelled, Averaged, Ramp)
+METHODS = (Method(), Adam(), Sign(), Rows())
+# Every set with the kinds and methods that it serves, where it is known before the first pass that loss and gradients are
+# finite, and where not. Those in Triton have a test of their own, because they run on no CPU.
+CASES = [
+    (kind, method, entry.kernels, known)
+    for kind in KINDS
+    for method in METHODS
+    for entry in table.TABLE
+    if entry.serves(kind, method) and not issubclass(entry.kernels, MultiTensor)
+    for known in (True, False)
+    if (known or not issubclass(entry.kernels, Fused)) and (entry.kernels, known) != (Plain, False)
 ]
-SETS = [pytest.param(*case, marks=pytest.mark.slow if case[0] is Compiled else ()) for case in SETS]
+# A compilation takes seconds, and every way to do a pass is one; `test_compiled` has the methods of the package.
+COMPILED = [case for case in CASES if case[2] is Compiled and isinstance(case[1], (Sign, Rows)) and case[3]]
+CASES = [case for case in CASES if case[2] is not Compiled]
 
 
-def bucket(method, shapes, stored, seed, bad, **group):
+def random_bucket(kind, method, shapes, stored, seed, bad, **group):
     generator = torch.Generator().manual_seed(seed)
     wide = torch.promote_types(stored, torch.float32)
-    roles = {role: [] for role in ("param", "grad", "exp_avg", *method.buffers)}
-    for shape in shapes:
-        for role in roles:
-            tensor = torch.randn(shape, generator=generator).to(stored if role in ("param", "grad") else wide)
-            roles[role].append(tensor.square_() if role == "exp_avg_sq" else tensor)
+
+    def random(shape, dtype):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    roles = {"param": [random(shape, stored) for shape in shapes], "grad": [random(shape, stored) for shape in shapes]}
+    for param in roles["param"]:
+        entry = {name: random(param.shape, wide) for name in ("exp_avg", "ahead", "origin")}
+        entry |= {name: random(param.shape, wide).square() for name in method.buffers}
+        entry |= {"y": param.to(wide)} if stored != wide else {}
+        for role in kind.roles(method):
+            roles.setdefault(role, []).append(entry.get(role, param))
     if bad is not None:
         roles["grad"][0].view(-1)[:1] = bad
-    options = {"betas": (0.9, 0.99), "eps": 1e-8} if method is MomoAdam else {}
-    group = {"foreach": None, "compile": True, "bias_correction": method is MomoAdam, **group}
-    return Bucket(0, group, options, None, True, None, roles)
+    options = {"betas": (0.9, 0.99), "eps": 1e-8} if isinstance(method, Adam) else {}
+    corrects = not isinstance(method, Adam) and seed % 2 == 0
+    group = {"foreach": None, "compile": True, "bias_correction": not corrects, "averaging": 0.8, **group}
+    return Bucket(0, {"beta": 0.9, **group}, method, options, None, True, None, roles)
 
 
-def passes(kernel_set, method, made, step, ok, known):
-    def scalar(value):
-        return torch.tensor(value, dtype=made.dtype)
+def update_of(kind, number, ok, seed):
+    size = number(0.3 if ok else 0.0)
+    if kind is Modelled:
+        return Step(size.view(1), number(0.01 if ok else 0.0).view(1), torch.tensor(ok))
+    if kind is Averaged:
+        return AveragedStep(
+            size.view(1), number(0.01 if ok else 0.0).view(1), number(0.2 if ok else 0.0), torch.tensor(ok)
+        )
+    back = ok and seed % 3 == 0
+    return Move(number(0.3), torch.tensor(ok and not back), torch.tensor(back), torch.tensor(seed % 3 == 1))
 
-    weight = 1.0 if method is Momo and step == 1 else 0.1
-    kernel = kernel_set(method, made, scalar(weight), scalar(float(step)), torch.tensor(ok) if known else None)
-    factor, decay = (scalar(0.3), scalar(0.01)) if ok else (scalar(0.0), scalar(0.0))
-    before = kernel.overlap()
-    return kernel.products()[:2], before, kernel.write(factor, decay, torch.tensor(ok))
+
+def passes(kernel_set, kind, bucket, step, ok, known, seed):
+    """The sums of both passes."""
+
+    def number(value):
+        return torch.tensor(value, dtype=bucket.dtype)
+
+    weight = 0.1 if bucket.group["bias_correction"] or step > 1 else 1.0
+    beginning = Beginning(number(step), number(weight), torch.tensor(ok))
+    now = now_of(kind({}) if kind is Ramp else kind(), bucket, beginning, known, kernel_set.corrects)
+    kernel = kernel_set(kind, bucket, now)
+    sums = kernel.first()
+    return sums, kernel.second(kernel.numbers(update_of(kind, number, ok, seed)))
 
 
-@pytest.mark.parametrize("kernel_set, method, known", SETS)
+@pytest.mark.parametrize("kind, method, kernel_set, known", CASES)
 @settings(max_examples=8, deadline=None)
 @given(
     shapes=st.lists(st.sampled_from([(3,), (5, 4), (20, 10), (10, 20), (64,), ()]), min_size=1, max_size=11),
@@ -67,30 +113,45 @@ def passes(kernel_set, method, made, step, ok, known):
     divide=st.booleans(),
 )
 def test_every_set_does_what_the_plain_one_does(
-    kernel_set, method, known, shapes, stored, step, seed, bad, weight_decay, divide
+    kind, method, kernel_set, known, shapes, stored, step, seed, bad, weight_decay, divide
 ):
-    if kernel_set is Compiled:  # it takes whole rows, and many
-        shapes = [(*shape, 2 * ROW) for shape in shapes]
+    compare(kind, method, kernel_set, known, shapes, stored, step, seed, bad, weight_decay, divide)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, method, kernel_set, known", COMPILED)
+def test_the_compiled_set_serves_any_kind_and_method(kind, method, kernel_set, known):
+    shapes = [(2 * ROW,), (5, 4 * ROW), (10, 2 * ROW), (5, 4 * ROW)]
+    for bad in (None, float("nan")):
+        compare(kind, method, kernel_set, known, shapes, torch.bfloat16, 7, 3, bad, 0.1, True)
+
+
+def compare(kind, method, kernel_set, known, shapes, stored, step, seed, bad, weight_decay, divide):
+    """Both passes of a set and of the plain one: their sums, what they write, and that nothing is written where it is bad."""
     group = {"weight_decay": weight_decay, "divide": divide}
-    ours, plain = (bucket(method, shapes, stored, seed, bad, **group) for _ in range(2))
+    ours, plain = (random_bucket(kind, method, shapes, stored, seed, bad, **group) for _ in range(2))
     if issubclass(kernel_set, Fused) and not kernel_set.take(ours, known)[0].roles["param"]:
         return
-    before = [t.clone() for tensors in ours.roles.values() for t in tensors]
+    before = {role: [t.clone() for t in tensors] for role, tensors in ours.roles.items()}
     # A bfloat16 may turn over in its last bit.
     close = {"rtol": 1e-9, "atol": 1e-9} if stored is torch.float64 else {"rtol": 2e-4, "atol": 2e-4}
     turned = {torch.bfloat16: 2**-7, torch.float16: 2**-10}.get(stored, 0.0)
-    found = passes(kernel_set, method, ours, step, bad is None, known)
-    expected = passes(Plain, method, plain, step, bad is None, False)
-    sums = slice(None) if bad is None else slice(1, None)
-    for x, y in zip(found[sums], expected[sums]):
-        size = 1.0 + sum(t.numel() for t in ours.roles["param"])
-        torch.testing.assert_close(x, y, rtol=close["rtol"], atol=size * (close["atol"] / 10 + turned / 8))
+    found = passes(kernel_set, kind, ours, step, bad is None, known, seed)
+    expected = passes(Plain, kind, plain, step, bad is None, False, seed)
+    size = 1.0 + sum(t.numel() for t in ours.roles["param"])
+    for x, y, names in zip(found, expected, (kind.SUMS, kind.LEFT), strict=True):
+        # These are for who does not know whether everything is finite, and the first slope is that of no step.
+        left_out = ("grad_norm_sq", "written", *(("slope",) if step == 1 else ()))
+        counts = [name not in left_out for name in names]
+        if bad is None or names is kind.LEFT:
+            loose = {"rtol": close["rtol"], "atol": size * (close["atol"] / 10 + turned / 8)}
+            chosen = torch.tensor(counts, dtype=torch.bool)
+            torch.testing.assert_close(x[chosen], y[chosen], **loose)
     for role, tensors in ours.roles.items():
         loose = {"rtol": close["rtol"] + turned, "atol": close["atol"]} if role == "param" else close
         for x, y in zip(tensors, plain.roles[role]):
             torch.testing.assert_close(x, y, equal_nan=True, **loose)
-    if bad is not None:
-        for x, y in zip([t for tensors in ours.roles.values() for t in tensors], before):
+        for x, y in zip(tensors, before[role]) if bad is not None and role != "origin" else ():
             torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
 
 
@@ -99,45 +160,70 @@ def used(cls, **options):
     large, small = nn.Parameter(torch.ones(1 << 15)), nn.Parameter(torch.ones(3))
     optimizer, found = cls([large, small], **options), []
     large.grad, small.grad = torch.ones_like(large), torch.ones_like(small)
-    original = momo_hf.optim.passes.assign
-    try:
-        momo_hf.optim.passes.assign = lambda *args: found.extend(original(*args)) or found
+    original = table.assign
+    with pytest.MonkeyPatch.context() as patch:
+        # Nothing is done with them, so that nothing is compiled.
+        patch.setattr("momo_hf.optim.steps.driver.assign", lambda *args: found.extend(original(*args)) or [])
         optimizer.step(loss=1.0)
-    finally:
-        momo_hf.optim.passes.assign = original
     return [kernel_set for kernel_set, _ in found]
 
 
-class SignDescent(MomoAdam):
-    @staticmethod
-    def precondition(vector, buffers, options):
-        return vector / vector.abs().clamp(min=1e-12)
+class SignOfAdam(Adam):
+    def direction(self, vector, buffers, options):
+        return vector.sign()
 
 
-class FrozenSecondMoment(MomoAdam):
-    @staticmethod
-    def update_buffers(grad, buffers, options):
+class FrozenSecondMoment(Adam):
+    def update(self, grad, buffers, options):
         return {"exp_avg_sq": torch.ones_like(grad)}
 
 
+class SignDescent(MomoAdam):
+    methods = {"sign": SignOfAdam()}
+
+
+class Frozen(MomoAdam):
+    methods = {"frozen": FrozenSecondMoment()}
+
+
 def test_a_set_is_used_for_exactly_the_functions_it_was_written_for():
-    assert used(MomoAdam) == [FusedAdam]
-    assert used(MomoAdam, compile=True) == [Compiled, FusedAdam]
-    assert used(Momo) == [FusedMomentum]
-    assert used(SignDescent) == used(FrozenSecondMoment) == [Plain]
+    assert used(MomoAdam) == [FusedAdamModelled]
+    assert used(MomoAdam, averaging=True) == [FusedAdamAveraged]
+    assert used(MomoAdam, lr="auto") == [FusedAdamRamp]
+    assert used(MomoAdam, compile=True) == [Compiled, FusedAdamModelled]
+    assert used(Momo) == [FusedMomentumModelled]
+    assert used(SignDescent) == used(Frozen) == [Plain]
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_subclass_with_its_own_functions_does_what_they_say(compile):
+def test_a_method_with_its_own_functions_does_what_they_say(compile):
     grad = torch.tensor([3.0, -0.5]).repeat(1 << 14)
-    for cls, expected in ((SignDescent, grad.sign()), (FrozenSecondMoment, grad * (1 - 0.999) ** 0.5)):
+    for cls, expected in ((SignDescent, grad.sign()), (Frozen, grad * (1 - 0.999) ** 0.5)):
         p = nn.Parameter(torch.zeros_like(grad))
         p.grad = grad.clone()
         cls([p], lr=1e-2, lb=-1e9, compile=compile).step(loss=1.0)
-        # At the cap the step is lr d / (ρ D), with d = ρ g; a v of 1 is corrected to 1 / (1 - 0.999).
-        if cls is SignDescent:
-            expected = expected / (1 - 0.9)
+        # At the cap the step is lr u. A v of 1 is corrected to 1 / (1 - 0.999).
         torch.testing.assert_close(p.detach(), -1e-2 * expected, rtol=1e-5, atol=1e-8)
+
+
+class Twice(MomoOptimizer):
+    """Two methods side by side."""
+
+    methods = {"momentum": Method(), "sign": Sign()}
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1, "beta": 0.9, "weight_decay": 0.0, "lb": -1e9})
+
+
+def test_a_group_says_which_method_its_parameters_have():
+    one, other = (nn.Parameter(torch.zeros(3)) for _ in range(2))
+    optimizer = Twice([{"params": [one]}, {"params": [other], "method": "sign"}])
+    one.grad = other.grad = torch.tensor([3.0, -2.0, 0.5])
+    optimizer.step(loss=1.0)
+    torch.testing.assert_close(one.detach(), -0.1 * one.grad)
+    torch.testing.assert_close(other.detach(), -0.1 * other.grad.sign())
+    with pytest.raises(ValueError, match="`method` must be one of 'momentum', 'sign', got 'muon'"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "method": "muon"})
 
 
 def test_no_file_imports_itself_in_a_circle():

@@ -10,7 +10,6 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from momo_hf.optim import Momo, MomoAdam
-from momo_hf.optim.kernels.plain import Plain
 from tests.reference import Reference
 
 
@@ -130,7 +129,7 @@ SHORT = [
 @pytest.mark.parametrize("cls, options", SHORT)
 def test_what_rounds_away_is_not_booked(cls, options, dtype, compile, monkeypatch):
     """A loss that is small beside its gradient makes steps of which most rounds away in bfloat16."""
-    monkeypatch.setattr("momo_hf.optim.chunks.PACKED", 8)  # so that the compiled passes take part
+    monkeypatch.setattr("momo_hf.optim.tensors.chunks.PACKED", 8)  # so that the compiled passes take part
     short = {"steps": 60, "scale": 0.03, "compile": compile}
     ours, right = step_sizes(cls, dtype, lambda step, params: None, **short, **options)
     assert np.median(right) > 0 and np.abs(ours - right).max() <= 0.01 * np.median(right)
@@ -153,10 +152,10 @@ def test_an_average_of_weights_comes_and_goes(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_parameters_are_not_read_where_nothing_happened(dtype, monkeypatch):
-    def overlap(self):
+    def overlap(bucket):
         raise AssertionError("the parameters are read")
 
-    monkeypatch.setattr(Plain, "overlap", overlap)
+    monkeypatch.setattr("momo_hf.optim.steps.movement.overlap", overlap)
     step_sizes(MomoAdam, dtype, lambda step, params: None, lr=1e-2)
     with pytest.raises(AssertionError, match="are read"):
         step_sizes(MomoAdam, dtype, clamp, lr=1e-2)

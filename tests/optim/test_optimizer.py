@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from momo_hf.optim import MomoAdam
-from momo_hf.optim.model import ModelState
+from momo_hf.optim.steps.model import ModelState
 from tests.optim.problem import both, least_squares, train
 
 
@@ -72,7 +72,7 @@ def test_odd_parameters(cls):
 def test_large_tensors_in_pieces_and_small_ones_packed_are_the_same(cls, monkeypatch):
     runs = []
     for size, foreach in [(1 << 17, None), (7, None), (5, False)]:
-        monkeypatch.setattr("momo_hf.optim.chunks.CPU_PIECE", size)
+        monkeypatch.setattr("momo_hf.optim.tensors.chunks.CPU_PIECE", size)
         params, backward = least_squares(torch.float64)
         train(cls(params, lr=0.1, weight_decay=0.01, foreach=foreach), backward, 20)
         runs.append(torch.cat([p.detach().reshape(-1) for p in params]))

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
-from momo_hf.optim.search import REASONS, new_search, next_move
-from momo_hf.optim.searching import HostCopy
-from tests.optim.problem import both, least_squares, train
+from momo_hf.optim.adam import Adam
+from momo_hf.optim.steps.search import REASONS, new_search, next_move
+from momo_hf.optim.steps.verdict import Verdict
+from tests.optim.problem import both, least_squares, leave_out_fused, train
 from tests.optim.ramp_reference import ramp, verdict
 from tests.optim.test_cost import NoReads
 
@@ -128,10 +129,14 @@ class Own(MomoOptimizer):
         super().__init__(params, {"lr": lr, "weight_decay": 0.0, "lb": 0.0, "beta": 0.9})
 
 
+class Scale(Adam):
+    ramp_start = None
+
+
 class Scaled(MomoAdam):
     """Another one, that does not know how long its steps are."""
 
-    ramp_start = None
+    methods = {"scale": Scale()}
 
 
 ARGUMENTS = {
@@ -211,13 +216,14 @@ def test_a_given_lr_means_no_search():
     assert set(optimizer.state[params[0]]) == {"exp_avg", "exp_avg_sq"}
 
 
-def test_no_value_leaves_the_device_but_the_verdict():
+def test_no_value_leaves_the_device_but_the_verdict(monkeypatch):
+    leave_out_fused(monkeypatch)  # it is for a CPU, where nothing leaves
     _, _, params, backward = problem(dtype=torch.float32)
     steps = search(MomoAdam(params, lr="auto"), backward)
     optimizer = MomoAdam(params, lr="auto")
     for k in range(1, steps + 3):
         loss, _ = backward(k)
-        optimizer.search_goes_on()  # what a step does at its beginning; it waits for nothing by then
+        optimizer.searching  # noqa: B018 - what a step does at its beginning; it waits for nothing by then
         with NoReads():
             optimizer.step(loss=loss)
     assert optimizer.param_groups[0]["step"] == 2
@@ -245,8 +251,10 @@ def test_the_verdict_of_a_device_is_waited_for_where_it_was_given(place, monkeyp
             assert target == "cpu" and non_blocking
             return torch.tensor([1.0, 2.0, 3.0])
 
+    monkeypatch.setattr(torch, "stack", lambda values: OnDevice())
+
     monkeypatch.setattr(torch, "Event", Event)
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: f"stream of {device}")
-    copy = HostCopy(OnDevice())
+    verdict = Verdict(new_search(torch.zeros(())))
     assert done == [f"stream of {place}"]
-    assert copy.read() == [1.0, 2.0, 3.0] and done[1:] == ["arrived"]
+    assert verdict.over() and done[1:] == ["arrived"]

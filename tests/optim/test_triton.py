@@ -1,5 +1,7 @@
 """The kernels in Triton, run by Triton's interpreter, against the plain passes; and what they read and write."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,27 +11,76 @@ from torch import nn
 
 from momo_hf.optim import Momo, MomoAdam
 from momo_hf.optim.kernels import launch, table
-from momo_hf.optim.kernels.multi_tensor import MultiTensor, MultiTensorAdam
+from momo_hf.optim.kernels.multi_tensor import MultiTensor, MultiTensorAveraged, MultiTensorModelled, MultiTensorRamp
 from momo_hf.optim.kernels.plain import Plain
-from tests.optim.test_kernels import bucket, passes
+from momo_hf.optim.steps.averaged import Averaged
+from momo_hf.optim.steps.averaged_model import AveragedStep
+from momo_hf.optim.steps.driver import now_of
+from momo_hf.optim.steps.given import Beginning
+from momo_hf.optim.steps.kind import Kind
+from momo_hf.optim.steps.model import Step
+from momo_hf.optim.steps.modelled import Modelled
+from momo_hf.optim.steps.ramp import Ramp
+from momo_hf.optim.steps.search import Move
+from momo_hf.optim.tensors.buckets import Bucket
 
 
 pytest.importorskip("triton")
-BOTH = pytest.mark.parametrize("method, kernel_set", [(Momo, MultiTensor), (MomoAdam, MultiTensorAdam)])
+BOTH = pytest.mark.parametrize("cls", [Momo, MomoAdam])
+SETS = {Modelled: MultiTensorModelled, Averaged: MultiTensorAveraged, Ramp: MultiTensorRamp}
+BESIDE = {Modelled: ("exp_avg",), Averaged: ("ahead", "y"), Ramp: ("exp_avg", "origin")}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def interpreted():
     """The kernels run on the CPU, in small blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        from momo_hf.optim.kernels import triton_passes
+        from momo_hf.optim.kernels import triton_tensors
 
-        patch.setattr(triton_passes, "BLOCK", 64)
+        patch.setattr(triton_tensors, "BLOCK", 64)
         patch.setattr(launch, "runs_on", lambda device: True)
         yield
 
 
+def bucket(kind, cls, shapes, stored, seed, bad=None, start=None, **group: Any) -> Bucket:
+    """Parameters of the second group, with random values in all roles of a kind of step."""
+    generator = torch.Generator().manual_seed(seed)
+    (method,) = cls.methods.values()
+    wide = torch.promote_types(stored, torch.float32)
+    roles: dict[str, list[torch.Tensor]] = {}
+    for role in ("param", "grad", *BESIDE[kind], *method.buffers):
+        dtype = stored if role in ("param", "grad") else wide
+        roles[role] = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    for tensor in roles.get("exp_avg_sq", []):
+        tensor.square_()
+    if kind is Averaged:  # the parameter is y, rounded
+        roles["param"] = [y.to(stored) for y in roles["y"]]  # the same tensor where nothing rounds
+    if bad is not None:
+        roles["grad"][0].view(-1)[:1] = bad
+    options = {"betas": (0.9, 0.99), "eps": 1e-8} if cls is MomoAdam else {}
+    averaging = 0.8 if kind is Averaged else False
+    group = {"foreach": None, "compile": False, "averaging": averaging, "beta": 0.9, **group}
+    return Bucket(1, group, method, options, None, True, start, roles)
+
+
+def passes(kernel_set, kind: type[Kind], made: Bucket, beginning: Beginning, known, update):
+    """Both passes, and what they returned."""
+    kernel = kernel_set(kind, made, now_of(kind, made, beginning, known, kernel_set.corrects))
+    return kernel.first(), kernel.second(kernel.numbers(update))
+
+
+def update_of(kind, ok: bool, move: str):
+    """A step that might have been decided on."""
+    good = torch.tensor(ok)
+    if kind is Ramp:
+        back = torch.tensor(move == "back")
+        return Move(torch.tensor(0.3), good & ~back, back, torch.tensor(move == "begin"))
+    factor, decay = (torch.tensor([9.0, value if ok else 0.0]) for value in (0.3, 0.01))
+    return Step(factor, decay, good) if kind is Modelled else AveragedStep(factor, decay, torch.tensor(0.2 * ok), good)
+
+
 @BOTH
+@pytest.mark.parametrize("kind", SETS)
 @pytest.mark.parametrize("known", [True, False])
 @settings(max_examples=12, deadline=None)
 @given(
@@ -38,32 +89,40 @@ def interpreted():
         [torch.float32, torch.float16]
     ),  # to bfloat16 the interpreter cuts off where a device rounds
     step=st.integers(1, 300),
+    late=st.booleans(),
     seed=st.integers(0, 999),
-    bad=st.sampled_from([None, float("nan"), float("inf")]),
+    bad=st.sampled_from([None, None, float("nan"), float("inf")]),
+    move=st.sampled_from(["step", "begin", "back"]),
     weight_decay=st.sampled_from([0.0, 0.1]),
     divide=st.booleans(),
+    bias_correction=st.booleans(),
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy computes what a device leaves out
-def test_they_do_what_the_plain_passes_do(
-    method, kernel_set, known, shapes, stored, step, seed, bad, weight_decay, divide
-):
+def test_they_do_what_the_plain_passes_do(cls, kind, known, shapes, stored, step, late, seed, bad, move, **group):
     if bad is not None and shapes[0] == (0,):
         return
-    group = {"weight_decay": weight_decay, "divide": divide}
-    ours, plain = (bucket(method, shapes, stored, seed, bad, **group) for _ in range(2))
+    start = torch.tensor(3.0) if late else None
+    ours, plain = (bucket(kind, cls, shapes, stored, seed, bad, start, **group) for _ in range(2))
     before = [t.clone() for tensors in ours.roles.values() for t in tensors]
-    assert len(kernel_set.take(ours, known)[0].roles["param"]) == len(shapes)
-    found = passes(kernel_set, method, ours, step, bad is None, known)
-    expected = passes(Plain, method, plain, step, bad is None, False)
+    assert len(SETS[kind].take(ours, known)[0].roles["param"]) == len(shapes)
+    ok = bad is None
+    weight = 1.0 if step == 1 and not group["bias_correction"] else 0.1
+    beginning = Beginning(torch.tensor(step + 3.0 * late), torch.tensor(weight), torch.tensor(ok))
+    update = update_of(kind, ok, move)
+    found = passes(SETS[kind], kind, ours, beginning, known, update)
+    expected = passes(Plain, kind, plain, beginning, known, update)
     turned = 2**-10 if stored is torch.float16 else 0.0
-    sums = slice(None) if bad is None else slice(1, None)
-    for x, y in zip(found[sums], expected[sums]):
+    if ok:  # the first step of a search has no slope
+        sums = slice(1 if kind is Ramp and step == 1 else 0, None)
         size = 1.0 + sum(t.numel() for t in ours.roles["param"])
-        torch.testing.assert_close(x, y, rtol=2e-4, atol=size * (2e-5 + turned / 8))
+        for x, y in ((found[0][sums], expected[0][sums]), (found[1], expected[1])):
+            torch.testing.assert_close(x, y, rtol=2e-4, atol=size * (2e-5 + turned / 8))
+    elif not known:
+        assert not found[0].isfinite().all()
     for role, tensors in ours.roles.items():
         for x, y in zip(tensors, plain.roles[role]):
             torch.testing.assert_close(x, y, equal_nan=True, rtol=2e-4 + turned * (role == "param"), atol=2e-4)
-    if bad is not None:
+    if not ok and not (kind is Ramp and move != "step"):
         for x, y in zip([t for tensors in ours.roles.values() for t in tensors], before):
             torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
 
@@ -74,7 +133,7 @@ def run(cls, steps=8, **options):
     shapes = [(7, 9), (130,), (4, 5)]
     params = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     params.append(nn.Parameter(torch.randn(6, 8, generator=generator).t()))
-    optimizer = cls(params, lr=0.1, **options)
+    optimizer = cls(params, **options)
     for step in range(steps):
         for i, p in enumerate(params):
             p.grad = torch.randn(p.shape, generator=generator) if (i, step) != (1, 3) and step >= i else None
@@ -86,25 +145,24 @@ def run(cls, steps=8, **options):
 
 
 @BOTH
+@pytest.mark.parametrize("options", [{"lr": 0.1}, {"lr": 0.1, "averaging": True}, {"lr": "auto"}], ids=str)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_run_is_that_of_the_plain_passes_and_repeats_bit_for_bit(method, kernel_set, monkeypatch):
-    monkeypatch.setattr(table, "TABLE", [table.Entry(kernel_set), table.Entry(Plain)])
-    used, original = [], kernel_set.run
-    monkeypatch.setattr(kernel_set, "run", lambda self, *a, **k: used.append(self) or original(self, *a, **k))
-    ours = run(method, weight_decay=0.1)
+def test_a_run_is_that_of_the_plain_passes_and_repeats_bit_for_bit(cls, options, monkeypatch):
+    everything = table.TABLE
+    mine = [entry for entry in everything if issubclass(entry.kernels, MultiTensor)]
+    monkeypatch.setattr(table, "TABLE", [*mine, table.Entry(Plain)])
+    used, original = [], MultiTensor.run
+    monkeypatch.setattr(MultiTensor, "run", lambda self, *a, **k: used.append(self) or original(self, *a, **k))
+    ours = run(cls, weight_decay=0.1, **options)
     assert used
-    torch.testing.assert_close(run(method, weight_decay=0.1), ours, rtol=0, atol=0)
+    torch.testing.assert_close(run(cls, weight_decay=0.1, **options), ours, rtol=0, atol=0)
     monkeypatch.setattr(table, "TABLE", [table.Entry(Plain)])
-    torch.testing.assert_close(run(method, weight_decay=0.1), ours, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run(cls, weight_decay=0.1, **options), ours, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "method, known, units",
-    # With g, d, v and x as large as the parameters: 5 and 4 are read and written, or 3 and 7.
-    [(MomoAdam, True, 9), (MomoAdam, False, 10), (Momo, True, 6), (Momo, False, 7)],
-)
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_what_is_read_and_written(method, known, units, weight_decay, monkeypatch):
+@pytest.fixture
+def moved(monkeypatch):
+    """A function that says how many bytes of tensors were read and written since."""
     from triton.runtime.interpreter import InterpreterBuilder
 
     count = 0
@@ -123,11 +181,33 @@ def test_what_is_read_and_written(method, known, units, weight_decay, monkeypatc
 
     counted("create_masked_load", 0)
     counted("create_masked_store", 1)
-    made = bucket(method, [(64, 40), (64, 7)], torch.float32, 0, None, weight_decay=weight_decay, divide=True)
+    return lambda: count
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "kind, move, known, units",
+    # In units of the parameters' size, without v and with it.
+    [
+        # Reads g, d, v, writes d, v; reads d, v, x, writes x. Not known: g, d, v; g, d, v, x and all but g.
+        (Modelled, "step", True, (6, 9)),
+        (Modelled, "step", False, (7, 10)),
+        # Reads g, z - y, v, writes v; reads g, z - y, y, v, writes z - y, y. Not known: v is written later.
+        (Averaged, "step", True, (7, 10)),
+        (Averaged, "step", False, (7, 10)),
+        # As the first; the origin is written at the first step, and read at the last one, where d and v are written again.
+        (Ramp, "step", True, (6, 9)),
+        (Ramp, "step", False, (7, 10)),
+        (Ramp, "begin", True, (7, 10)),
+        (Ramp, "back", True, (8, 12)),
+    ],
+)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_what_is_read_and_written(cls, kind, move, known, units, weight_decay, moved):
+    group = {"weight_decay": weight_decay, "divide": True, "bias_correction": True}
+    made = bucket(kind, cls, [(64, 40), (64, 7)], torch.float32, 0, **group)
     size = 4 * sum(t.numel() for t in made.roles["param"])
-    kernel_set = MultiTensorAdam if method is MomoAdam else MultiTensor
-    weight, step, ok = torch.tensor(0.1), torch.tensor(3.0), torch.tensor(True)
-    kernel = kernel_set(method, made, weight, step, ok if known else None)
-    kernel.products()
-    kernel.write(torch.tensor(0.1), torch.tensor(0.01), ok)
-    assert count == size * (units + (weight_decay > 0))
+    beginning = Beginning(torch.tensor(3.0), torch.tensor(0.1), torch.tensor(True))
+    passes(SETS[kind], kind, made, beginning, known, update_of(kind, True, move))
+    # The first pass reads the parameters, or y, where they decay.
+    assert moved() == size * (units[cls is MomoAdam] + (weight_decay > 0 and kind is not Ramp))

@@ -1,4 +1,4 @@
-"""The formulas of the model in Triton, run by Triton's interpreter, against those on tensors."""
+"""The formulas of the scalars in Triton, run by Triton's interpreter, against those on tensors."""
 
 import math
 
@@ -7,18 +7,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from momo_hf.optim import model, scalars
-from momo_hf.optim.kernels import launch
-from momo_hf.optim.model import ModelState
+from momo_hf.optim.kernels import launch, scalars
+from momo_hf.optim.steps import averaged_model, model
+from momo_hf.optim.steps.averaged_model import AveragedSums, AverageState
+from momo_hf.optim.steps.given import Given, Settings
+from momo_hf.optim.steps.model import ModelState, Sums
 
 
-pytest.importorskip("triton")
+triton, tl = map(pytest.importorskip, ("triton", "triton.language"))
+triton_math = pytest.importorskip("momo_hf.optim.kernels.triton_math")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy computes what a device leaves out
 
 LOSSES = st.floats(-3, 10, width=32)
 SIZES = st.one_of(st.floats(0, 4, width=32), st.just(0.0))
 FACTORS = st.one_of(st.none(), st.floats(0, 1, width=32), st.sampled_from([0.0, -0.5]))
 RATES = st.one_of(st.floats(0, 2, width=32), st.just(0.0))
+BETAS = st.sampled_from([0.0, 0.5, 0.9, 0.999])
 # At most one number is what must not pass.
 BAD = st.one_of(st.none(), st.none(), st.sampled_from([math.nan, math.inf, -math.inf]))
 
@@ -30,13 +34,9 @@ def interpreted():
         yield
 
 
-def numbers(data, values, count):
-    return torch.tensor(data.draw(st.lists(values, min_size=count, max_size=count)))
-
-
-def spoil(data, tensors):
+def spoil(draw, tensors):
     """Perhaps put something that is not finite into one of the tensors."""
-    value, chosen = data.draw(BAD), data.draw(st.integers(0, len(tensors) - 1))
+    value, chosen = draw(BAD), draw(st.integers(0, len(tensors) - 1))
     if value is not None:
         tensors[chosen].fill_(value)
 
@@ -46,79 +46,138 @@ def assert_same(ours, expected, **close):
         torch.testing.assert_close(x, y, equal_nan=True, **close)
 
 
+@st.composite
+def givens(draw, groups, clip_factor):
+    """What a step is given; perhaps with a number that is not finite."""
+
+    def numbers(values, count):
+        return torch.tensor(draw(st.lists(values, min_size=count, max_size=count)))
+
+    loss, rates = numbers(LOSSES, 1)[0], [numbers(RATES, groups) for _ in range(2)]
+    kappa = None if clip_factor is None else torch.tensor(clip_factor)
+    spoil(draw, [loss, *rates, *([] if kappa is None else [kappa])])
+    return Given(loss, kappa, False, *rates)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     data=st.data(),
     groups=st.integers(1, 5),
     step=st.integers(0, 400),
     clip_factor=FACTORS,
-    beta=st.sampled_from([0.0, 0.5, 0.9, 0.999]),
+    beta=BETAS,
     bias_correction=st.booleans(),
-    norm=st.one_of(st.none(), SIZES),
+    norm=st.one_of(st.none(), SIZES, BAD),
 )
 def test_the_beginning(data, groups, step, clip_factor, beta, bias_correction, norm):
     before = torch.tensor(float(step))
-    given = [numbers(data, LOSSES, 1)[0]] + [numbers(data, RATES, groups) for _ in range(2)]
-    given += [None if value is None else torch.tensor(value) for value in (clip_factor, norm)]
-    spoil(data, [value for value in given if value is not None])
-    step, weight, usable = scalars.begin(before, *given, beta=beta, bias_correction=bias_correction)
+    made = data.draw(givens(groups, clip_factor))
+    norm = None if norm is None else torch.tensor(norm)
+    options = Settings(0.0, beta, bias_correction, False, True)
+    step, weight, usable = scalars.begin(before, made, norm, options)
     assert step == before + 1 and usable.dtype == torch.bool
     torch.testing.assert_close(weight, model.average_weight(step, beta, bias_correction))
-    assert usable == model.acceptable(*given)
+    assert usable == model.acceptable(made, norm)
+
+
+@st.composite
+def sums_of(draw, groups, width):
+    """Sums over the parameters, in one matrix, as they come from the first pass, or each on its own."""
+    rows = st.lists(SIZES, min_size=groups, max_size=groups)
+    sums = torch.tensor(draw(st.lists(rows, min_size=width, max_size=width))).reshape(width, groups)
+    sums = sums if draw(st.booleans()) else sums.T.contiguous().T
+    spoil(draw, list(sums.unbind()))
+    return sums.unbind()
+
+
+def assert_step(ours, expected, step, expected_step, before, size):
+    """The same states, apart from the rounding of numbers of some size, and the same step, or none."""
+    assert step.ok.dtype == torch.bool and step.ok == expected_step.ok
+    assert_same(ours, expected, rtol=1e-4, atol=1e-4 * size)
+    assert_same(step, expected_step, rtol=1e-4, atol=1e-5)
+    if not step.ok:
+        assert not any(value.any() for value in step)
+        changed = [name for name, x, y in zip(ModelState._fields, ours, before) if x != y]
+        assert changed in (["skipped"], ["drift", "skipped"])
+        assert_same(ours[len(ModelState._fields) :], before[len(ModelState._fields) :], rtol=0, atol=0)
+
+
+def size_of(numbers):
+    """Differences of large numbers keep no more digits than these have."""
+    return max(1.0, *(float(x.abs().nan_to_num(0, 0, 0).max()) for x in numbers))
+
+
+STEPS = {
+    "data": st.data(),
+    "groups": st.integers(1, 5),
+    "step": st.integers(0, 400),
+    "clip_factor": FACTORS,
+    "usable": st.sampled_from([True, True, True, False]),
+    "lb": st.sampled_from([0.0, -1.5, 0.25]),
+    "beta": BETAS,
+    "bias_correction": st.booleans(),
+    "divide": st.booleans(),
+}
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    data=st.data(),
-    groups=st.integers(1, 5),
-    step=st.integers(0, 400),
-    clip_factor=FACTORS,
-    usable=st.sampled_from([True, True, True, False]),
-    lb=st.sampled_from([0.0, -1.5, 0.25]),
-    beta=st.sampled_from([0.0, 0.5, 0.9, 0.999]),
-    bias_correction=st.booleans(),
-    use_fstar=st.booleans(),
-    divide=st.booleans(),
-    together=st.booleans(),
-)
-def test_the_step(data, groups, step, clip_factor, usable, together, **options):
+@given(use_fstar=st.booleans(), **STEPS)
+def test_the_step(data, groups, step, clip_factor, usable, **options):
     before = [float(step), *(data.draw(st.floats(-2, 5, width=32)) for _ in range(len(ModelState._fields) - 1))]
     state = ModelState(*map(torch.tensor, before))
-    loss, strayed = numbers(data, LOSSES, 1)[0], numbers(data, LOSSES, 1)[0]
-    products = torch.stack([numbers(data, SIZES, groups) for _ in range(3)], dim=1)
-    if not together:  # in one matrix, as they come from the first pass, or each on its own
-        products = products.t().contiguous().t()
-    dual_norm_sq, overlap, grad_norm_sq = products.unbind(1)
-    rates = [numbers(data, RATES, groups) for _ in range(2)]
-    spoil(data, [loss, strayed, *products.unbind(1), *rates])
-    given = (state, loss, dual_norm_sq, overlap, grad_norm_sq, strayed, *rates, torch.tensor(usable))
-    options["clip_factor"] = None if clip_factor is None else torch.tensor(clip_factor)
-    new, update = scalars.next_step(*given, **options)
-    expected, expected_update = model.next_step(*given, **options)
-    assert update.ok.dtype == torch.bool
-    # Differences of large numbers keep no more digits than these have.
-    size = max(1.0, *(float(x.abs().nan_to_num(0, 0, 0).max()) for x in (*state[1:], loss, strayed)))
-    assert update.ok == expected_update.ok
-    assert_same(new, expected, rtol=1e-4, atol=1e-4 * size)
-    if update.ok:
-        assert_same(update, expected_update, rtol=1e-4, atol=1e-5)
-    else:
-        assert not update.factor.any() and not update.decay.any()
-        assert [name for name, x, y in zip(new._fields, new, state) if x != y] in (["skipped"], ["drift", "skipped"])
+    made, sums = data.draw(givens(groups, clip_factor)), Sums(*data.draw(sums_of(groups, 3)))
+    strayed = torch.tensor(data.draw(st.one_of(LOSSES, LOSSES, st.just(math.nan))))
+    given = (state, made, sums, strayed, torch.tensor(usable), Settings(**options))
+    ours, update = scalars.next_step(*given)
+    expected, expected_update = model.next_step(*given)
+    assert_step(ours, expected, update, expected_update, state, size_of([*state[1:], made.loss, strayed]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(**STEPS)
+def test_the_averaged_step(data, groups, step, clip_factor, usable, **options):
+    before = [float(step), *(data.draw(st.floats(-2, 5, width=32)) for _ in range(len(ModelState._fields) - 1))]
+    states = ModelState(*map(torch.tensor, before)), AverageState(*(torch.tensor(data.draw(SIZES)) for _ in range(4)))
+    made, sums = data.draw(givens(groups, clip_factor)), AveragedSums(*data.draw(sums_of(groups, 4)))
+    given = (*states, made, sums, torch.tensor(usable), Settings(use_fstar=False, **options))
+    *ours, update = scalars.next_averaged_step(*given)
+    *expected, expected_update = averaged_model.next_averaged_step(*given)
+    ours, expected, before = ([*model, *averages] for model, averages in (ours, expected, states))
+    assert_step(ours, expected, update, expected_update, before, size_of([*before[1:], made.loss]))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("chosen", range(7))
-def test_nothing_that_is_not_finite_passes(chosen, value):
+@pytest.mark.parametrize("chosen", range(8))
+@pytest.mark.parametrize("averages", [False, True])
+def test_nothing_that_is_not_finite_passes(chosen, value, averages):
     state = ModelState(*torch.arange(float(len(ModelState._fields))))
-    # loss, n, s, |g|², lr, weight decay, clip factor
-    given = [torch.tensor(2.0), *(torch.tensor([0.5, 0.25]) for _ in range(5)), torch.tensor(0.5)]
-    given[chosen].fill_(value)
-    loss, dual_norm_sq, overlap, grad_norm_sq, *rates, clip_factor = given
-    usable = scalars.begin(state.step, loss, *rates, clip_factor, None, beta=0.9, bias_correction=True).usable
-    products = (dual_norm_sq, overlap, grad_norm_sq, torch.tensor(0.1))
-    options = {"lb": 0.0, "beta": 0.9, "bias_correction": True, "use_fstar": False, "divide": True}
-    options["clip_factor"] = clip_factor
-    _, update = scalars.next_step(state, loss, *products, *rates, usable, **options)
-    assert not update.ok
-    assert usable == (chosen in (1, 2, 3))
+    # loss, lr, weight decay, clip factor, and the sums
+    numbers = [torch.tensor(2.0), *(torch.tensor([0.5, 0.25]) for _ in range(2)), torch.tensor(0.5)]
+    numbers += [torch.tensor([0.5, 0.25]) for _ in range(4)]
+    numbers[chosen].fill_(value)
+    loss, *rates, kappa = numbers[:4]
+    made, options = Given(loss, kappa, True, *rates), Settings(0.0, 0.9, True, False, True)
+    usable = scalars.begin(state.step, made, None, options).usable
+    assert usable == (chosen > 3)
+    if averages:
+        given = (state, AverageState(*state[:4]), made, AveragedSums(*numbers[4:]), usable, options)
+        assert not scalars.next_averaged_step(*given)[2].ok
+    elif chosen < 7:
+        given = (state, made, Sums(*numbers[4:7]), torch.tensor(0.1), usable, options)
+        assert not scalars.next_step(*given)[1].ok
+
+
+@triton.jit
+def corrections(steps, found, log_beta: tl.constexpr):
+    place = tl.program_id(0)
+    tl.store(found + place, triton_math.debias(tl.load(steps + place), log_beta))
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9, 0.99, 0.999])
+def test_the_correction_of_a_start_at_0(beta):
+    """Against the plain formula in float64, which has more digits than it loses."""
+    steps = torch.tensor([1.0, 2.0, 5.0, 10.0, 100.0, 600.0, 1000.0])
+    found = torch.empty_like(steps)
+    corrections[(len(steps),)](steps, found, log_beta=math.log(beta))
+    expected = 1 - torch.tensor(beta, dtype=torch.float64) ** steps.double()
+    torch.testing.assert_close(found.double(), expected, rtol=5e-7, atol=0)

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from momo_hf.optim import Momo, MomoAdam
-from momo_hf.optim.kernels import launch
+from momo_hf.optim.kernels import launch, table
+from momo_hf.optim.kernels.fused import Fused
 from scripts.counted import tensors_in
 
 
@@ -46,10 +47,12 @@ class Recording(TorchDispatchMode):
 @pytest.fixture
 def record(monkeypatch):
     """Record a step on a device with Triton."""
-    from momo_hf.optim.kernels import triton_passes
+    from momo_hf.optim.kernels import triton_tensors
 
-    monkeypatch.setattr(triton_passes, "BLOCK", 64)
+    monkeypatch.setattr(triton_tensors, "BLOCK", 64)
     monkeypatch.setattr(launch, "runs_on", lambda device: True)
+    left = [entry for entry in table.TABLE if not issubclass(entry.kernels, Fused)]  # which is for a CPU
+    monkeypatch.setattr(table, "TABLE", left)
     recording, real = Recording(), launch.launch
 
     def launched(*args, **constants):
@@ -105,8 +108,15 @@ class Training:
 
 @pytest.mark.parametrize(
     "cls, options",
-    [(Momo, {}), (MomoAdam, {}), (MomoAdam, {"use_fstar": True, "divide": False}), (MomoAdam, {"averaging": True})],
-    ids=["Momo", "MomoAdam", "options", "averaging"],
+    [
+        (Momo, {}),
+        (MomoAdam, {}),
+        (MomoAdam, {"use_fstar": True, "divide": False}),
+        (Momo, {"averaging": True}),
+        (MomoAdam, {"averaging": True}),
+        (MomoAdam, {"averaging": 0.5, "divide": False}),
+    ],
+    ids=["Momo", "MomoAdam", "options", "Momo, averaging", "averaging", "averaging, options"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_replays_of_a_step_are_the_steps(record, cls, options, dtype):
@@ -117,6 +127,9 @@ def test_replays_of_a_step_are_the_steps(record, cls, options, dtype):
     for training in (ours, expected):
         training.fill(2)
     recording = record(ours.step)
+    launches = [call for call in recording.calls if call[0] is launch.launch]
+    # Two for the scalars; two for the first group, and four for the other, where one tensor is aligned and one is not.
+    assert len(launches) == 2 + 2 + 4
     expected.step()
     for step in range(3, 9):
         for training in (ours, expected):

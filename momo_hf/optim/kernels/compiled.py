@@ -1,24 +1,38 @@
 """The plain passes over large tensors, through `torch.compile`."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from momo_hf.compat import compile_options
-from momo_hf.optim import chunks
-from momo_hf.optim.buckets import Bucket
-from momo_hf.optim.kernels.plain import Plain, first_pass, second_pass
+from momo_hf.optim.kernels.plain import Plain, put_back
 from momo_hf.optim.method import Method
+from momo_hf.optim.steps.kind import Access, How, Kind, Now, Tensors
+from momo_hf.optim.tensors import chunks
+from momo_hf.optim.tensors.buckets import Bucket
+from momo_hf.optim.tensors.chunks import Piece
 
 
 # Tensors in one call of a compiled function; only this number and 1 occur, so that it is compiled twice and not more.
 BATCH = 8
 # Elements of a row. A loop over whole rows has no remainder, in numbers of elements that the compiler does not know.
 ROW = 16
+
+
+class Batch(NamedTuple):
+    """What one call of a compiled function sees.
+
+    Attributes:
+        tensors: the tensors by role, of one shape: rows of single tensors, or a stack of whole ones.
+        stack: the piece that a stack was read from.
+    """
+
+    tensors: list[Tensors]
+    stack: Piece | None = None
 
 
 class Compiled(Plain):
@@ -32,12 +46,16 @@ class Compiled(Plain):
     def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
         if not (bucket.group["compile"] and bucket.moves):
             return bucket.empty, bucket
+        if bucket.method.whole:
+            return bucket.split(lambda row: row[0].numel() >= chunks.PACKED)
         return bucket.split(lambda row: fits(row[0].numel()) and all(t.is_contiguous() for t in row))
 
     @cached_property
-    def batches(self) -> list[list[dict[str, Tensor]]]:
-        """Tensors as rows, by role. A call costs tens of microseconds; tensors of one size, as layers have them, share it."""
-        by_size: dict[int, list[dict[str, Tensor]]] = {}
+    def batches(self) -> list[Batch]:
+        """A call costs tens of microseconds; tensors of one size, as layers have them, share it."""
+        if self.method.whole:
+            return [Batch([{role: piece.read(role) for role in piece.roles}], piece) for piece in self.pieces]
+        by_size: dict[int, list[Tensors]] = {}
         for row in zip(*self.bucket.roles.values()):
             # `data` drops the note which tensor it is a view of; the compiler would compile anew for each kind of view.
             rows = [t.view(-1, ROW).data for t in row]
@@ -47,76 +65,66 @@ class Compiled(Plain):
         batches = []
         for alike in by_size.values():
             full = len(alike) - len(alike) % BATCH
-            batches += [alike[i : i + BATCH] for i in range(0, full, BATCH)] + [[one] for one in alike[full:]]
+            batches += [Batch(alike[i : i + BATCH]) for i in range(0, full, BATCH)]
+            batches += [Batch([one]) for one in alike[full:]]
         return batches
 
-    def products(self) -> Tensor:
-        roles = [role for role in self.bucket.roles if role != "param" or self.bucket.decays]
-        sums = []
-        for batch in self.batches:
-            function = compiled(first_pass_of_tensors, self.method, len(batch), self.usable is not None)
-            tensors = [{role: tensor[role] for role in roles} for tensor in batch]
-            sums.append(function(self.method, self.options, tensors, self.weight, self.usable))
-        return torch.stack(sums).sum(0)
+    def first(self) -> Tensor:
+        access = self.kind.first_access(self.method, self.how)
+        return torch.stack([self._call(batch, access, True, ()) for batch in self.batches]).sum(0)
 
-    def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> Tensor:
-        bucket, sums = self.bucket, []
-        roles = [role for role in bucket.roles if role != "grad" or self.usable is None]
-        for batch in self.batches:
-            function = compiled(second_pass_of_tensors, self.method, len(batch), True)
-            tensors = [{role: tensor[role] for role in roles} for tensor in batch]
-            step = (self.weight, factor, decay, ok)
-            sums.append(function(self.method, self.options, tensors, *step, stored=bucket.stored, **self.how))
-        torch.autograd.graph.increment_version(bucket.roles["param"])
-        return torch.stack(sums).sum(0)
+    def second(self, numbers: tuple[Tensor, ...]) -> Tensor:
+        access = self.kind.second_access(self.method, self.how)
+        left = [self._call(batch, access, False, numbers) for batch in self.batches]
+        torch.autograd.graph.increment_version(self.bucket.roles["param"])
+        return torch.stack(left).sum(0)
+
+    def _call(self, batch: Batch, access: Access, first: bool, numbers: tuple[Tensor, ...]) -> Tensor:
+        """One pass over a batch; what a costly method keeps stays among its tensors."""
+        function = compiled(self.kind, self.method, self.how, len(batch.tensors), first)
+        roles = dict.fromkeys((*access.reads, *access.writes, "direction"))
+        given = [{role: tensors[role] for role in roles if role in tensors} for tensors in batch.tensors]
+        found, directions = function(given, self.now, numbers)
+        for tensors, direction in zip(batch.tensors, directions):
+            tensors["direction"] = direction
+        if batch.stack is not None:
+            put_back(batch.stack, batch.tensors[0], access.writes)
+        return found
 
 
 def fits(numel: int) -> bool:
     return numel >= chunks.PACKED and numel % ROW == 0
 
 
-def first_pass_of_tensors(
-    method: type[Method],
-    options: dict[str, Any],
-    tensors: list[dict[str, Tensor]],
-    weight: Tensor,
-    usable: Tensor | None,
-) -> Tensor:
-    sums = [first_pass(method, options, piece, weight, usable) for piece in wide(tensors, weight)]
-    return torch.stack([torch.stack(row) for row in sums]).sum(0)
-
-
-def second_pass_of_tensors(
-    method: type[Method],
-    options: dict[str, Any],
-    tensors: list[dict[str, Tensor]],
-    weight: Tensor,
-    *step: Tensor,
-    **how: Any,
-) -> Tensor:
-    rows = []
-    for piece, roles in zip(wide(tensors, weight), tensors):
-        # Together, tensor by tensor: the compiler makes one loop only of what stands close to each other.
-        rows.append(torch.stack(second_pass(method, options, piece, weight, *step, **how)))
-        if piece["param"] is not roles["param"]:
-            roles["param"].copy_(piece["param"])
-    return torch.stack(rows).sum(0)
-
-
-def wide(tensors: list[dict[str, Tensor]], weight: Tensor) -> Iterator[dict[str, Tensor]]:
-    """Tensors by role in the dtype to compute in; they are taken whole and converted in the loop, without a copy."""
-    return ({role: tensor.to(weight.dtype) for role, tensor in roles.items()} for roles in tensors)
-
-
 @functools.cache
-def compiled(function: Callable[..., Any], method: type[Method], count: int, writes: bool) -> Callable[..., Any]:
-    """A pass over `count` tensors of one size, whichever it is; compiled once for each method and its options."""
+def compiled(kind: type[Kind], method: Method, how: How, count: int, first: bool) -> Callable[..., Any]:
+    """A pass over `count` tensors of one size, whichever it is; compiled once for each kind, method and way to do it."""
+    access = kind.first_access(method, how) if first else kind.second_access(method, how)
+
+    def run(batch: list[Tensors], now: Now, numbers: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+        rows, directions = [], []
+        for tensors in batch:
+            # In the dtype to compute in: they are taken whole and converted in the loop, without a copy.
+            wide = {role: tensors[role].to(now.weight.dtype) for role in access.reads}
+            if first:
+                found = kind.first(method, wide, now, how)
+                directions += [wide["direction"]] if method.costly else []
+            else:
+                wide |= {"direction": tensors["direction"]} if method.costly and how.moves else {}
+                found = kind.second(method, wide, now, how, numbers)
+            # Together, tensor by tensor: the compiler makes one loop only of what stands close to each other.
+            rows.append(torch.stack(found) if found else now.weight.new_zeros(0))
+            for role in access.writes:
+                if wide[role] is not tensors[role]:
+                    tensors[role].copy_(wide[role])
+        return torch.stack(rows).sum(0), directions
+
     # With sizes, the compiler would also take floats for variable, and torch 2.13 may then find a graph in its cache on
     # disk that has the betas of another run in it.
     constant_floats = torch._dynamo.config.patch(specialize_float=True)
-    options = None
-    if writes:
+    options: dict[str, Any] | None = None
+    if not first or how.known:
         # Otherwise the compiler computes what is written a second time, in a loop of its own, for the sums over it, and
         # leaves out that a parameter rounds.
         options = {"realize_reads_threshold": 1, "emulate_precision_casts": True}
-    return constant_floats(torch.compile(function, dynamic=True, options=options, **compile_options()))
+    return constant_floats(torch.compile(run, dynamic=True, options=options, **compile_options()))

@@ -1,43 +1,51 @@
 """What a kernel set is: the two passes of a step over the tensors of one bucket."""
 
 from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from momo_hf.optim.buckets import Bucket
-from momo_hf.optim.method import Method
+from momo_hf.optim.steps.kind import How, Kind, Now
+from momo_hf.optim.tensors.buckets import Bucket
 
 
 class Kernels(ABC):
     """The two passes over the tensors of one bucket in one step.
 
-    A step is a transaction: it writes all, or nothing where loss or gradients are not finite. Which is known before the
-    step where all gradients were clipped together, or where this process has all of every gradient and looks at their
-    norm (`usable`). Then the first pass writes momentum and buffers at once: it reads g, m, v and writes m, v, the second
-    one reads m, v, x and writes x. Where other processes hold parts of the gradients, nothing may be written before the
-    one sum over all of them. Then the first pass reads g, m, v and the second one reads g, m, v, x and writes m, v, x;
-    that costs one more read of the gradient, and no collective of its own to find out that another process met a NaN.
-    `usable` and `ok` are tensors, so no value is read back.
+    Whether loss and gradients are finite is known before the step where all gradients were clipped together, or where this
+    process has all of every gradient and looks at their norm (`now.usable`). Then the first pass writes averages and
+    buffers at once. Where other processes hold parts of the gradients, nothing may be written before the one sum over all
+    of them, and the second pass takes the gradients in; that costs one more read of them, and no collective of its own to
+    find out that another process met a NaN. All are tensors, so no value is read back.
 
     An object lives for one step, so that the second pass may use what the first one has prepared. A set says by `take`
-    which tensors it serves; a set that knows one method only is registered for that method (see `table`).
+    which tensors it serves; a set that knows one kind of step and one method only is registered for them (see `table`).
 
     Args:
-        method: the class whose buffers, `update_buffers`, `precondition` and `corrections` count.
+        kind: of the step; its passes are what counts.
         bucket: the tensors, at least one.
-        weight: 1-β_k, 0-dim, on the bucket's device and in its dtype to compute in.
-        step: k, 0-dim, likewise.
-        usable: 0-dim bool on the bucket's device, whether loss and gradients are finite; None where nobody knows yet.
+        now: the numbers of the step.
+
+    Attributes:
+        corrects: whether the set makes ρ and the method's corrections from k itself; then `now` is without them.
     """
 
-    def __init__(
-        self, method: type[Method], bucket: Bucket, weight: Tensor, step: Tensor, usable: Tensor | None
-    ) -> None:
-        self.method = method
+    corrects: ClassVar[bool] = False
+
+    def __init__(self, kind: type[Kind], bucket: Bucket, now: Now) -> None:
+        self.kind = kind
+        self.method = bucket.method
         self.bucket = bucket
-        self.weight = weight
-        self.step = step
-        self.usable = usable
+        self.now = now
+        self.how = How(
+            moves=bucket.moves,
+            decays=bucket.decays,
+            divide=bucket.group["divide"],
+            known=now.usable is not None,
+            stored=bucket.stored,
+            share=float(bucket.group["averaging"]),
+        )
 
     @classmethod
     @abstractmethod
@@ -46,33 +54,29 @@ class Kernels(ABC):
 
         Args:
             bucket: the tensors.
-            known: whether `usable` is going to be given.
+            known: whether `now.usable` is going to be given.
         """
 
-    @abstractmethod
-    def products(self) -> Tensor:
-        """First pass, over a bucket that moves: <d, u>, <d, x> and |g|², shape (3,), of this process's part.
-
-        <d, x> is 0 where the bucket does not decay, and |g|² where `usable` is given. There momentum and buffers are
-        written, unless it is False.
-        """
+    def numbers(self, update: Any) -> tuple[Tensor, ...]:
+        """What `second` is given of the step that the kind has decided on."""
+        return tuple(on(self.bucket, number) for number in self.kind.numbers(update, self.bucket, self.now))
 
     @abstractmethod
-    def overlap(self) -> Tensor:
-        """<d, x> of this process's part with momentum and parameters as they are, 0-dim."""
+    def first(self) -> Tensor:
+        """First pass, over a bucket that moves: what the kind's `SUMS` name, over this process's part, 1-dim."""
 
     @abstractmethod
-    def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> Tensor:
-        """Second pass: momentum and buffers, if the first pass has not, and where the bucket moves parameters, in place.
-
-        x <- (x - τ r u) / (1 + a), or AdamW's x <- (1 - a) x - τ r u where not `divide`. Autograd must see that the
-        parameters changed.
+    def second(self, numbers: tuple[Tensor, ...]) -> Tensor:
+        """Second pass, in place; autograd must see that the parameters changed.
 
         Args:
-            factor: τ r_g; 0 where not `ok`.
-            decay: a_g; 0 where not `ok`.
-            ok: 0-dim bool; where it is False everything stays as it was, also beside gradients that are not finite.
+            numbers: from `numbers`, on the bucket's device; those that are not bool in `bucket.dtype`.
 
         Returns:
-            <d, x> after the step and <d, what rounding x to its dtype added>, shape (2,), of this process's part.
+            What the kind's `LEFT` names, over this process's part, 1-dim.
         """
+
+
+def on(bucket: Bucket, number: Tensor) -> Tensor:
+    """A number where the bucket is, in the dtype it computes in unless it is a flag."""
+    return number.to(bucket.device) if number.dtype == torch.bool else number.to(bucket.device, bucket.dtype)

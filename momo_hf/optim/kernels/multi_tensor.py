@@ -1,22 +1,24 @@
-"""The passes of MoMo and MoMo-Adam over lists of tensors on an accelerator, by kernels in Triton."""
+"""The passes of MoMo and MoMo-Adam over lists of tensors on an accelerator, by kernels in Triton: a set for each kind of step."""
 
 import functools
+import math
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from momo_hf.optim.buckets import Bucket
 from momo_hf.optim.kernels import launch
+from momo_hf.optim.kernels.contract import on
 from momo_hf.optim.kernels.plain import Plain
+from momo_hf.optim.tensors.buckets import Bucket
 
 
 class Tables(NamedTuple):
     """Where the tensors of a bucket are, on their device.
 
     Attributes:
-        places: a row per tensor: the addresses of its roles and its size.
+        places: a row per tensor: its size and the addresses of its roles.
         blocks: a row per block: its tensor, and where in it the block begins.
         aligned: the number of the first blocks, whose tensors can be read and written in 16 bytes at a time, in float32.
     """
@@ -39,8 +41,8 @@ def tables_of(
         device: where they are.
         block: elements of a block.
     """
-    rows = list(zip(*columns, sizes))
-    odd = [size % 4 != 0 or any(address % 16 for address in addresses) for *addresses, size in rows]
+    rows = list(zip(sizes, *columns))
+    odd = [size % 4 != 0 or any(address % 16 for address in addresses) for size, *addresses in rows]
     starts = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, block)]
     starts.sort(key=lambda place: odd[place[0]])
     places = torch.tensor(rows, dtype=torch.int64, device=device)
@@ -49,9 +51,14 @@ def tables_of(
 
 
 class MultiTensor(Plain):
-    """For MoMo in float32; reads and writes every tensor as often as the contract says, and copies none."""
+    """Base of the sets, in float32: reads and writes every tensor as often as the kind of step says, and copies none.
 
-    adam = False
+    Attributes:
+        columns: the roles in a row of the table of addresses; a parameter may have none in some.
+    """
+
+    columns: ClassVar[tuple[str, ...]]
+    corrects = True
 
     @classmethod
     def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
@@ -61,63 +68,131 @@ class MultiTensor(Plain):
         return bucket.split(lambda row: all(map(Tensor.is_contiguous, row)))
 
     @cached_property
-    def passes(self) -> Any:
-        from momo_hf.optim.kernels import triton_passes
+    def block(self) -> int:
+        from momo_hf.optim.kernels import triton_tensors
 
-        return triton_passes
+        return triton_tensors.BLOCK
 
     @cached_property
     def tables(self) -> Tables:
-        roles = list(self.bucket.roles.values())
-        columns = [tuple(t.data_ptr() for t in tensors) for tensors in roles]
-        sizes = tuple(map(Tensor.numel, roles[0]))
-        columns += [(0,) * len(sizes)] * (4 - len(columns))
-        return tables_of(tuple(columns), sizes, self.bucket.device, self.passes.BLOCK)
-
-    def run(self, kernel: Any, width: int, *numbers: Tensor, **how: bool) -> Tensor:
-        """Run a pass over all blocks; the sums over them, shape (width,)."""
-        options, roles, tables = self.bucket.options, self.bucket.roles, self.tables
-        sums = self.weight.new_empty(len(tables.blocks), width)
-        counts = [tables.aligned, len(tables.blocks) - tables.aligned]
-        for aligned, blocks, found in zip((True, False), tables.blocks.split(counts), sums.split(counts)):
-            if not len(blocks):
-                continue
-            launch.launch(
-                kernel,
-                len(blocks),
-                *(tables.places, blocks, found, *numbers),
-                param_dtype=triton_dtype(roles["param"][0].dtype),
-                grad_dtype=triton_dtype(roles["grad"][0].dtype),
-                beta2=options["betas"][1] if self.adam else 0.0,
-                eps=options["eps"] if self.adam else 0.0,
-                adam=self.adam,
-                decays=self.bucket.decays,
-                known=self.usable is not None,
-                aligned=aligned,
-                block=self.passes.BLOCK,
-                **how,
-            )
-        return sums.sum(0)
+        roles = self.bucket.roles
+        sizes = tuple(map(Tensor.numel, roles["param"]))
+        nowhere = (0,) * len(sizes)
+        columns = [tuple(t.data_ptr() for t in roles[role]) if role in roles else nowhere for role in self.columns]
+        return tables_of(tuple(columns), sizes, self.bucket.device, self.block)
 
     @cached_property
-    def correction(self) -> Tensor:
-        return self.options["rsqrt_correction2"] if self.adam else self.weight
+    def adam(self) -> dict[str, Any]:
+        """What the code for a method with v, or without, is made for."""
+        options = self.bucket.options
+        if not self.method.buffers:
+            return {"beta2": 0.0, "log_beta2": 0.0, "eps": 0.0, "adam": False}
+        beta2 = options["betas"][1]
+        return {"beta2": beta2, "log_beta2": log_of(beta2), "eps": options["eps"], "adam": True}
 
-    def products(self) -> Tensor:
-        ok = self.weight if self.usable is None else self.usable  # not read where it is None
-        return self.run(self.passes.first_pass, 3, self.weight, self.correction, ok)
+    @cached_property
+    def momentum(self) -> dict[str, Any]:
+        """What the code for the momentum is made for."""
+        return {"log_beta": log_of(self.bucket.beta), "corrects": bool(self.bucket.group["bias_correction"])}
 
-    def write(self, factor: Tensor, decay: Tensor, ok: Tensor) -> Tensor:
-        numbers = (self.weight, self.correction, factor, decay, ok)
-        found = self.run(self.passes.second_pass, 2, *numbers, divide=self.bucket.group["divide"])
+    @cached_property
+    def types(self) -> dict[str, Any]:
+        """The dtypes that differ from bucket to bucket."""
+        param, grad = (triton_dtype(self.bucket.roles[role][0].dtype) for role in ("param", "grad"))
+        return {"param_dtype": param, "grad_dtype": grad}
+
+    @property
+    def usable(self) -> Tensor:
+        """Whether the first pass may write; not read where nobody knows."""
+        return self.now.step if self.now.usable is None else self.now.usable
+
+    def run(self, kernel: Any, width: int, *numbers: Tensor, **how: Any) -> Tensor:
+        """Run a pass over all blocks; the sums over them, shape (width,)."""
+        tables = self.tables
+        counts = [tables.aligned, len(tables.blocks) - tables.aligned]
+        sums = self.now.weight.new_empty(len(tables.blocks), width)
+        for aligned, blocks, found in zip((True, False), tables.blocks.split(counts), sums.split(counts)):
+            if len(blocks):
+                given = (tables.places, blocks, found) if width else (tables.places, blocks)
+                how |= self.adam | {"known": self.how.known, "aligned": aligned, "block": self.block}
+                launch.launch(kernel, len(blocks), *given, *numbers, **how)
+        return sums.sum(0) if width else sums.view(0)
+
+
+class MultiTensorModelled(MultiTensor):
+    """The paper's step."""
+
+    columns = ("param", "grad", "exp_avg_sq", "exp_avg", "")
+
+    def first(self) -> Tensor:
+        from momo_hf.optim.kernels import triton_passes
+
+        numbers = (self.now.step, self.now.weight, self.usable)
+        how = self.types | self.momentum | {"decays": self.how.decays}
+        return self.run(triton_passes.first_pass, len(self.kind.SUMS), *numbers, **how)
+
+    def second(self, numbers: tuple[Tensor, ...]) -> Tensor:
+        from momo_hf.optim.kernels import triton_passes
+
+        how = self.types | self.momentum | {"decays": self.how.decays, "divide": self.how.divide}
+        given = (self.now.step, self.now.weight, *numbers)
+        found = self.run(triton_passes.second_pass, len(self.kind.LEFT), *given, **how)
         torch.autograd.graph.increment_version(self.bucket.roles["param"])
         return found
 
 
-class MultiTensorAdam(MultiTensor):
-    """The same for MoMo-Adam."""
+class MultiTensorAveraged(MultiTensor):
+    """The step that averages."""
 
-    adam = True
+    columns = ("param", "grad", "exp_avg_sq", "ahead", "y")
+
+    def numbers(self, update: Any) -> tuple[Tensor, ...]:
+        """What the kernel makes the numbers of the second pass from."""
+        index = self.bucket.index
+        given = (update.factor.select(0, index), update.decay.select(0, index), update.weight, update.ok)
+        return tuple(on(self.bucket, number) for number in given)
+
+    def first(self) -> Tensor:
+        from momo_hf.optim.kernels import triton_averaged
+
+        how = {"grad_dtype": self.types["grad_dtype"], "shrinks": self.how.decays and self.how.divide}
+        return self.run(triton_averaged.first_pass, len(self.kind.SUMS), self.now.step, self.usable, **how)
+
+    def second(self, numbers: tuple[Tensor, ...]) -> Tensor:
+        from momo_hf.optim.kernels import triton_averaged
+
+        share = self.how.share
+        how = self.types | {"decays": self.how.decays, "divide": self.how.divide}
+        how |= {"share": share, "to_x": 1 / share - 1, "late": self.bucket.start is not None}
+        found = self.run(triton_averaged.second_pass, 0, self.now.step, *numbers, **how)
+        torch.autograd.graph.increment_version(self.bucket.roles["param"])
+        return found
+
+
+class MultiTensorRamp(MultiTensor):
+    """A step of the search."""
+
+    columns = ("param", "grad", "exp_avg_sq", "exp_avg", "origin")
+
+    def first(self) -> Tensor:
+        from momo_hf.optim.kernels import triton_ramp
+
+        how = self.momentum | {"grad_dtype": self.types["grad_dtype"]}
+        numbers = (self.now.step, self.now.weight, self.usable)
+        return self.run(triton_ramp.first_pass, len(self.kind.SUMS), *numbers, **how)
+
+    def second(self, numbers: tuple[Tensor, ...]) -> Tensor:
+        from momo_hf.optim.kernels import triton_ramp
+
+        how = self.types | self.momentum
+        found = self.run(triton_ramp.second_pass, 0, self.now.step, self.now.weight, *numbers, **how)
+        torch.autograd.graph.increment_version(self.bucket.roles["param"])
+        return found
+
+
+def log_of(beta: float) -> float:
+    """The logarithm of a β of an average."""
+    return math.log(beta) if beta > 0 else -math.inf
 
 
 def triton_dtype(dtype: torch.dtype) -> Any:

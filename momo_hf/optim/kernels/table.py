@@ -2,43 +2,63 @@
 
 from typing import NamedTuple
 
-from momo_hf.optim.buckets import Bucket
+from momo_hf.optim.adam import Adam
 from momo_hf.optim.kernels.compiled import Compiled
 from momo_hf.optim.kernels.contract import Kernels
+from momo_hf.optim.kernels.fused_steps import (
+    FusedAdamAveraged,
+    FusedAdamModelled,
+    FusedAdamRamp,
+    FusedMomentumAveraged,
+    FusedMomentumModelled,
+)
+from momo_hf.optim.kernels.multi_tensor import MultiTensorAveraged, MultiTensorModelled, MultiTensorRamp
 from momo_hf.optim.kernels.plain import Plain
 from momo_hf.optim.method import Method
+from momo_hf.optim.steps.averaged import Averaged
+from momo_hf.optim.steps.kind import Kind
+from momo_hf.optim.steps.modelled import Modelled
+from momo_hf.optim.steps.ramp import Ramp
+from momo_hf.optim.tensors.buckets import Bucket
 
 
 class Entry(NamedTuple):
-    """A kernel set, and the method whose very functions it was written for; None where it serves any."""
+    """A kernel set, and the kind of step and the method that it was written for; None where it serves any."""
 
     kernels: type[Kernels]
+    kind: type[Kind] | None = None
     method: type[Method] | None = None
 
-    def serves(self, method: type[Method]) -> bool:
+    def serves(self, kind: type[Kind], method: Method) -> bool:
         """Whether the set does what the method says: a subclass that overrides a function is another method."""
-        names = ("buffers", "update_buffers", "precondition", "corrections")
-        return self.method is None or all(getattr(method, name) is getattr(self.method, name) for name in names)
+        names = ("buffers", "update", "direction", "corrections")
+        same = self.method is None or all(getattr(type(method), n) is getattr(self.method, n) for n in names)
+        return same and (self.kind is None or kind is self.kind)
 
 
-# In order of preference; the last one takes everything. Methods put their own sets between the two.
-TABLE: list[Entry] = [Entry(Compiled), Entry(Plain)]
+# In order of preference; the last one takes everything.
+TABLE: tuple[Entry, ...] = (
+    Entry(Compiled),
+    Entry(FusedMomentumModelled, Modelled, Method),
+    Entry(FusedMomentumAveraged, Averaged, Method),
+    Entry(FusedAdamModelled, Modelled, Adam),
+    Entry(FusedAdamAveraged, Averaged, Adam),
+    Entry(FusedAdamRamp, Ramp, Adam),
+    *(Entry(MultiTensorModelled, Modelled, method) for method in (Method, Adam)),
+    *(Entry(MultiTensorAveraged, Averaged, method) for method in (Method, Adam)),
+    *(Entry(MultiTensorRamp, Ramp, method) for method in (Method, Adam)),
+    Entry(Plain),
+)
 
 
-def register(kernels: type[Kernels], method: type[Method]) -> None:
-    """Add a set that was written for a method; it is preferred to the plain one."""
-    TABLE.insert(-1, Entry(kernels, method))
-
-
-def assign(method: type[Method], buckets: list[Bucket], known: bool) -> list[tuple[type[Kernels], Bucket]]:
-    """Find the kernel set of every tensor: the first one in the table that serves the method and takes the tensor.
+def assign(kind: type[Kind], buckets: list[Bucket], known: bool) -> list[tuple[type[Kernels], Bucket]]:
+    """Find the kernel set of every tensor: the first one in the table that serves it and takes it.
 
     `known` says whether loss and gradients are known to be finite or not before the first pass.
     """
     assigned = []
-    sets = [entry.kernels for entry in TABLE if entry.serves(method)]
     for rest in buckets:
-        for kernels in sets:
+        for kernels in (entry.kernels for entry in TABLE if entry.serves(kind, rest.method)):
             mine, rest = kernels.take(rest, known)
             if mine.roles["param"]:
                 assigned.append((kernels, mine))

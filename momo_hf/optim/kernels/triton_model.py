@@ -1,45 +1,18 @@
-"""The formulas of `model` in Triton, one launch each: what is known before the first pass, and the step itself.
+"""The formulas of `model` and `averaged_model` in Triton, one launch each: what is known before the first pass, and the steps.
 
-To be read beside `model`, line by line; every symbol is explained there. One program does it all: a number is a scalar,
+To be read beside these, line by line; every symbol is explained there. One program does it all: a number is a scalar,
 and what has an entry per parameter group is a vector, filled up with zeros.
 """
 
 import triton
 import triton.language as tl
 
+from momo_hf.optim.kernels.triton_math import LARGEST, average_weight, clamp, debias, every, finite, flag, minimum
 
-# The fields of `ModelState`, in their order.
+
+# The fields of `ModelState`, in their order, and those of `AverageState` after them.
 STEP, LOSS_AVG, DRIFT, FSTAR, POLYAK_LR, CAPPED, SKIPPED, STALLED, RAW_LOSS_AVG = (tl.constexpr(i) for i in range(9))
-INFINITY = tl.constexpr(float("inf"))
-LARGEST = tl.constexpr(3.4028234663852886e38)
-
-
-@triton.jit
-def _finite(x):
-    return tl.abs(x) < INFINITY
-
-
-@triton.jit
-def _all(x):
-    return tl.min(x.to(tl.int32), 0) == 1
-
-
-@triton.jit
-def _clamp(x, low):
-    return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _minimum(x, y):
-    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _average_weight(step, beta: tl.constexpr, bias_correction: tl.constexpr):
-    weight = tl.full((), 1.0 - beta, tl.float32)
-    if not bias_correction:
-        weight = tl.where(step == 1, 1.0, weight)
-    return weight
+GAP_AVG, NORM_AVG, TAU_MAX, WEIGHT_SUM = (tl.constexpr(i) for i in range(9, 13))
 
 
 @triton.jit
@@ -63,16 +36,16 @@ def begin(
     """k, the weight of its sample, and `acceptable`."""
     k = tl.load(before) + 1
     tl.store(step, k)
-    tl.store(weight, _average_weight(k, beta, bias_correction))
+    tl.store(weight, average_weight(k, beta, bias_correction))
     group = tl.arange(0, block)
     alpha = tl.load(lr + group, mask=group < groups, other=0.0)
     decay = tl.load(weight_decay + group, mask=group < groups, other=0.0)
-    ok = _all(_finite(alpha) & _finite(decay) & (alpha >= 0)) & _finite(tl.load(loss))
+    ok = every(finite(alpha) & finite(decay) & (alpha >= 0)) & finite(tl.load(loss))
     if clipped:
         kappa = tl.load(clip_factor)
-        ok = ok & _finite(kappa) & (kappa >= 0)
+        ok = ok & finite(kappa) & (kappa >= 0)
     if normed:
-        ok = ok & _finite(tl.load(norm))
+        ok = ok & finite(tl.load(norm))
     tl.store(usable, ok)
 
 
@@ -96,7 +69,6 @@ def next_step(
     clip_factor,
     new,
     factor,
-    effective_lr,
     decay,
     good,
     lb,
@@ -121,62 +93,148 @@ def next_step(
     f = tl.load(loss)
 
     moved_before = tl.load(strayed)
-    old_drift = tl.load(old + DRIFT) + tl.where(_finite(moved_before), moved_before, 0.0)
+    old_drift = tl.load(old + DRIFT) + tl.where(finite(moved_before), moved_before, 0.0)
     cap = tl.max(alpha, 0)
     ratio = tl.where(cap > 0, alpha / cap, 0.0)
     a = alpha * lam
     step = tl.load(old + STEP) + 1
     rho = tl.full((), 1.0, tl.float32)
-    if bias_correction:  # in float64, where the plain formula loses nothing that float32 could hold
-        rho = (1.0 - tl.exp(step.to(tl.float64) * log_beta)).to(tl.float32)
+    if bias_correction:
+        rho = debias(step, log_beta)
     fstar = tl.load(old + FSTAR)
     if not use_fstar:
         fstar = tl.zeros((), tl.float32) + lb
 
-    weight = _average_weight(step, beta, bias_correction)
+    weight = average_weight(step, beta, bias_correction)
     fed = f
     if clipped:
         fed = fstar + tl.load(clip_factor) * (f - fstar)
     loss_avg = tl.load(old + LOSS_AVG)
     loss_avg += weight * (fed - loss_avg)
     drift = (1.0 - weight) * old_drift
+    n, s = n / rho, s / rho
+    height = (loss_avg + drift) / rho
 
     shrunk = tl.sum(s * a / (1 + a), 0)
-    value = loss_avg + drift - shrunk
+    value = height - shrunk
     slope = tl.sum(ratio / (1 + a) * n, 0)
     if use_fstar:
-        fstar = tl.where(value < rho * fstar, _clamp(value / (2 * rho), lb), fstar)
-    bound = cap / rho
-    gap = _clamp(value - rho * fstar, 0.0)
+        fstar = tl.where(value < fstar, clamp(value / 2, lb), fstar)
+    gap = clamp(value - fstar, 0.0)
     moves = slope > 0
-    polyak = _minimum(tl.where(moves, gap / slope, 0.0), LARGEST)
-    tau = tl.where(moves, _minimum(polyak, bound), 0.0)
+    polyak = minimum(tl.where(moves, gap / slope, 0.0), LARGEST)
+    tau = tl.where(moves, minimum(polyak, cap), 0.0)
 
     inner = tl.sum(tau * ratio * n, 0)
     if use_fstar:
-        fstar = _clamp((loss_avg + drift - inner / 2) / rho, lb)
+        fstar = clamp(height - inner / 2, lb)
     if divide:
         moved = -(tau * slope + shrunk)
     else:
         moved = -(inner + tl.sum(s * a, 0))
-    drift += moved
-    polyak_lr = polyak * rho
+    drift += rho * moved
     raw = tl.load(old + RAW_LOSS_AVG)
     raw += weight * (f - raw)
 
-    ok = _finite(loss_avg) & _finite(drift) & _finite(fstar) & _finite(polyak_lr) & _finite(raw)
-    ok = ok & _finite(tau) & _finite(tl.sum(a, 0)) & _finite(fed) & _finite(tl.sum(n, 0)) & _finite(tl.sum(s, 0))
-    ok = ok & _finite(slope) & _finite(tl.sum(size, 0)) & (tl.load(usable).to(tl.int32) != 0)
+    ok = finite(loss_avg) & finite(drift) & finite(fstar) & finite(polyak) & finite(raw)
+    ok = ok & finite(tau) & finite(tl.sum(a, 0)) & finite(fed) & finite(tl.sum(n, 0)) & finite(tl.sum(s, 0))
+    ok = ok & finite(slope) & finite(tl.sum(size, 0)) & flag(usable)
     _keep(old, new, STEP, step, ok)
     _keep(old, new, LOSS_AVG, loss_avg, ok)
     tl.store(new + DRIFT, tl.where(ok, drift, old_drift))
     _keep(old, new, FSTAR, fstar, ok)
-    _keep(old, new, POLYAK_LR, polyak_lr, ok)
-    _keep(old, new, CAPPED, tl.load(old + CAPPED) + (moves & (bound <= polyak)).to(tl.float32), ok)
+    _keep(old, new, POLYAK_LR, polyak, ok)
+    _keep(old, new, CAPPED, tl.load(old + CAPPED) + (moves & (cap <= polyak)).to(tl.float32), ok)
     tl.store(new + SKIPPED, tl.load(old + SKIPPED) + tl.where(ok, 0.0, 1.0))
     _keep(old, new, STALLED, tl.load(old + STALLED) + (moves & (gap == 0)).to(tl.float32), ok)
     _keep(old, new, RAW_LOSS_AVG, raw, ok)
     tl.store(factor + group, tl.where(ok, tau * ratio, 0.0), mask=mask)
-    tl.store(effective_lr + group, tau * ratio * rho, mask=mask)
     tl.store(decay + group, tl.where(ok, a, 0.0), mask=mask)
+    tl.store(good, ok)
+
+
+@triton.jit
+def next_averaged_step(
+    old,
+    loss,
+    norm_sq,
+    ahead,
+    overlap,
+    taken,
+    lr,
+    weight_decay,
+    usable,
+    clip_factor,
+    new,
+    factor,
+    decay,
+    share,
+    good,
+    lb,
+    groups,
+    stride: tl.constexpr,
+    clipped: tl.constexpr,
+    beta: tl.constexpr,
+    bias_correction: tl.constexpr,
+    divide: tl.constexpr,
+    block: tl.constexpr,
+):
+    """`averaged_model.next_averaged_step`: from the old states, one after the other, to the new ones, and the step to take."""
+    group = tl.arange(0, block)
+    mask = group < groups
+    n = tl.load(norm_sq + group * stride, mask=mask, other=0.0)
+    step_ahead = tl.load(ahead + group * stride, mask=mask, other=0.0)
+    s = tl.load(overlap + group * stride, mask=mask, other=0.0)
+    v = tl.load(taken + group * stride, mask=mask, other=0.0)
+    alpha = tl.load(lr + group, mask=mask, other=0.0)
+    lam = tl.load(weight_decay + group, mask=mask, other=0.0)
+    f = tl.load(loss)
+
+    cap = tl.max(alpha, 0)
+    ratio = tl.where(cap > 0, alpha / cap, 1.0)
+    a = alpha * lam
+    shrinks = tl.zeros_like(a)
+    if divide:
+        shrinks = a / (1 + a)
+    step = tl.load(old + STEP) + 1
+    fstar = tl.zeros((), tl.float32) + lb
+
+    fed = f
+    if clipped:
+        fed = fstar + tl.load(clip_factor) * (f - fstar)
+    gap = clamp(fed - fstar + tl.sum(step_ahead, 0) - tl.sum(shrinks * s, 0), 0.0)
+    gap_avg = tl.load(old + GAP_AVG)
+    gap_avg += (1 - beta) * (gap - gap_avg)
+    norm = tl.sum(ratio * (1 - shrinks) * n, 0)
+    norm_avg = tl.load(old + NORM_AVG)
+    norm_avg += (1 - beta) * (norm - norm_avg)
+    moves = norm_avg > 0
+    polyak = minimum(tl.where(moves, gap_avg / norm_avg, 0.0), LARGEST)
+    tau = tl.where(moves, minimum(polyak, cap), 0.0)
+    tau_max = clamp(tl.load(old + TAU_MAX), tau)
+    weight = step * tau_max * tau_max
+    weight_sum = tl.load(old + WEIGHT_SUM) + weight
+    c = tl.where(weight_sum > 0, weight / weight_sum, 0.0)
+    raw = tl.load(old + RAW_LOSS_AVG)
+    raw += average_weight(step, beta, bias_correction) * (f - raw)
+
+    ok = finite(polyak) & finite(raw) & finite(gap_avg) & finite(norm_avg) & finite(tau_max) & finite(weight_sum)
+    ok = ok & finite(tau) & finite(tl.sum(a, 0)) & finite(fed) & finite(norm) & finite(tl.sum(n, 0)) & flag(usable)
+    ok = ok & finite(tl.sum(step_ahead, 0)) & finite(tl.sum(s, 0)) & finite(tl.sum(v, 0))
+    _keep(old, new, STEP, step, ok)
+    tl.store(new + LOSS_AVG, tl.load(old + LOSS_AVG))
+    tl.store(new + DRIFT, tl.load(old + DRIFT))
+    _keep(old, new, FSTAR, fstar, ok)
+    _keep(old, new, POLYAK_LR, polyak, ok)
+    _keep(old, new, CAPPED, tl.load(old + CAPPED) + (moves & (cap <= polyak)).to(tl.float32), ok)
+    tl.store(new + SKIPPED, tl.load(old + SKIPPED) + tl.where(ok, 0.0, 1.0))
+    _keep(old, new, STALLED, tl.load(old + STALLED) + ((gap == 0) & (f <= fstar)).to(tl.float32), ok)
+    _keep(old, new, RAW_LOSS_AVG, raw, ok)
+    _keep(old, new, GAP_AVG, gap_avg, ok)
+    _keep(old, new, NORM_AVG, norm_avg, ok)
+    _keep(old, new, TAU_MAX, tau_max, ok)
+    _keep(old, new, WEIGHT_SUM, weight_sum, ok)
+    tl.store(factor + group, tl.where(ok, tau * ratio, 0.0), mask=mask)
+    tl.store(decay + group, tl.where(ok, a, 0.0), mask=mask)
+    tl.store(share, tl.where(ok, c, 0.0))
     tl.store(good, ok)

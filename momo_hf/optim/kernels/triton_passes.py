@@ -1,84 +1,24 @@
-"""The two passes over many tensors in one launch each, in Triton; imported where they are used, because Triton is optional.
-
-A launch walks over blocks of all tensors. Two tables on the device say where they are: `places` has a row per tensor with
-the addresses of its roles and its size, `blocks` a row per block with its tensor and where in it the block begins. Every
-block writes its part of the sums to a row of its own, so that they are added in the same order in every run.
+"""The two passes of `Modelled` over many tensors in one launch each, in Triton; imported where they are used, because Triton
+is optional.
 """
 
 import triton
 import triton.language as tl
 
-
-# Elements of a block: enough to hide the load of its row, few enough for the registers of one program.
-BLOCK = 2048
-# Where the roles stand in a row of `places`.
-PARAM, GRAD, MOMENTUM, SECOND, SIZE = (tl.constexpr(i) for i in range(5))
-
-
-@triton.jit
-def _block(places, blocks, block: tl.constexpr, aligned: tl.constexpr):
-    """The tensor of this program's block, where its elements are in it, and its size."""
-    row = tl.program_id(0)
-    tensor = tl.load(blocks + row * 2)
-    start = tl.load(blocks + row * 2 + 1)
-    size = tl.load(places + tensor * 5 + SIZE)
-    if aligned:
-        start, size = tl.multiple_of(start, block), tl.multiple_of(size, 4)
-    return tensor, start + tl.arange(0, block), size
-
-
-@triton.jit
-def _at(places, tensor, role: tl.constexpr, dtype: tl.constexpr, aligned: tl.constexpr):
-    """The address of a role of a tensor."""
-    address = tl.load(places + tensor * 5 + role).to(tl.pointer_type(dtype))
-    if aligned:
-        address = tl.multiple_of(address, 16)
-    return address
-
-
-@triton.jit
-def _momentum(places, tensor, offsets, mask, aligned: tl.constexpr):
-    """d as it is."""
-    return tl.load(_at(places, tensor, MOMENTUM, tl.float32, aligned) + offsets, mask=mask, other=0.0)
-
-
-@triton.jit
-def _averages(
-    places,
-    tensor,
-    offsets,
-    mask,
-    before,
-    weight,
-    grad_dtype: tl.constexpr,
-    beta2: tl.constexpr,
-    adam: tl.constexpr,
-    aligned: tl.constexpr,
-):
-    """g, and d and v as they are going to be, from d as it is."""
-    g = tl.load(_at(places, tensor, GRAD, grad_dtype, aligned) + offsets, mask=mask, other=0.0).to(tl.float32)
-    d = before + weight * (g - before)
-    v = d
-    if adam:
-        v = tl.load(_at(places, tensor, SECOND, tl.float32, aligned) + offsets, mask=mask, other=0.0)
-        v = beta2 * v + (1 - beta2) * g * g
-    return g, d, v
-
-
-@triton.jit
-def _store(places, tensor, offsets, mask, d, v, adam: tl.constexpr, aligned: tl.constexpr):
-    tl.store(_at(places, tensor, MOMENTUM, tl.float32, aligned) + offsets, d, mask=mask)
-    if adam:
-        tl.store(_at(places, tensor, SECOND, tl.float32, aligned) + offsets, v, mask=mask)
-
-
-@triton.jit
-def _direction(d, v, mask, correction, eps: tl.constexpr, adam: tl.constexpr):
-    """u = D^{-1} d."""
-    u = d
-    if adam:
-        u = tl.where(mask, d / (tl.sqrt(v) * correction + eps), 0.0)
-    return u
+from momo_hf.optim.kernels.triton_tensors import (
+    AVERAGE,
+    GRAD,
+    PARAM,
+    SECOND,
+    corrected,
+    direction,
+    find,
+    read,
+    rsqrt_correction,
+    second_moment,
+    take_in,
+    write,
+)
 
 
 @triton.jit
@@ -86,12 +26,15 @@ def first_pass(
     places,
     blocks,
     sums,
+    step,
     weight,
-    correction,
-    ok,
+    usable,
     param_dtype: tl.constexpr,
     grad_dtype: tl.constexpr,
+    log_beta: tl.constexpr,
+    corrects: tl.constexpr,
     beta2: tl.constexpr,
+    log_beta2: tl.constexpr,
     eps: tl.constexpr,
     adam: tl.constexpr,
     decays: tl.constexpr,
@@ -100,21 +43,27 @@ def first_pass(
     block: tl.constexpr,
 ):
     """<d, u>, <d, x> where the bucket decays and |g|² where it is not known to be finite; otherwise d and v are written."""
-    row = tl.program_id(0)
-    tensor, offsets, size = _block(places, blocks, block, aligned)
+    row, k = tl.program_id(0), tl.load(step)
+    place, offsets, size = find(places, blocks, block, aligned)
     mask = offsets < size
-    before = _momentum(places, tensor, offsets, mask, aligned)
-    g, d, v = _averages(places, tensor, offsets, mask, before, tl.load(weight), grad_dtype, beta2, adam, aligned)
+    d = read(place, AVERAGE, offsets, mask, tl.float32, aligned)
+    g = read(place, GRAD, offsets, mask, grad_dtype, aligned)
+    d += tl.load(weight) * (g - d)
+    v = take_in(second_moment(place, offsets, mask, d, adam, aligned), g, beta2, adam)
     overlap = 0.0
     norm = 0.0
     if known:
-        _store(places, tensor, offsets, offsets < size * tl.load(ok).to(tl.int64), d, v, adam, aligned)
+        written = offsets < size * tl.load(usable).to(tl.int64)
+        write(place, AVERAGE, offsets, written, d, tl.float32, aligned)
+        if adam:
+            write(place, SECOND, offsets, written, v, tl.float32, aligned)
     else:
         norm = tl.sum(g * g)
     if decays:
-        x = tl.load(_at(places, tensor, PARAM, param_dtype, aligned) + offsets, mask=mask, other=0.0).to(tl.float32)
-        overlap = tl.sum(d * x)
-    tl.store(sums + row * 3, tl.sum(d * _direction(d, v, mask, tl.load(correction), eps, adam)))
+        overlap = tl.sum(d * read(place, PARAM, offsets, mask, param_dtype, aligned))
+    correction = rsqrt_correction(k, log_beta2, adam)
+    u = direction(corrected(d, k, log_beta, corrects), v, mask, correction, eps, adam)
+    tl.store(sums + row * 3, tl.sum(d * u))
     tl.store(sums + row * 3 + 1, overlap)
     tl.store(sums + row * 3 + 2, norm)
 
@@ -125,14 +74,17 @@ def second_pass(
     places,
     blocks,
     sums,
+    step,
     weight,
-    correction,
     factor,
     decay,
     ok,
     param_dtype: tl.constexpr,
     grad_dtype: tl.constexpr,
+    log_beta: tl.constexpr,
+    corrects: tl.constexpr,
     beta2: tl.constexpr,
+    log_beta2: tl.constexpr,
     eps: tl.constexpr,
     adam: tl.constexpr,
     decays: tl.constexpr,
@@ -142,31 +94,30 @@ def second_pass(
     block: tl.constexpr,
 ):
     """x, and d and v if the first pass has not written them; <d, x> afterwards and <d, rounding>."""
-    row = tl.program_id(0)
-    tensor, offsets, size = _block(places, blocks, block, aligned)
+    row, k = tl.program_id(0), tl.load(step)
+    place, offsets, size = find(places, blocks, block, aligned)
     mask = offsets < size
     written = offsets < size * tl.load(ok).to(tl.int64)
-    before = _momentum(places, tensor, offsets, mask, aligned)
-    if known:
-        d = before
-        v = d
+    d = read(place, AVERAGE, offsets, mask, tl.float32, aligned)
+    v = second_moment(place, offsets, mask, d, adam, aligned)
+    if not known:
+        g = read(place, GRAD, offsets, mask, grad_dtype, aligned)
+        new = d + tl.load(weight) * (g - d)
+        v = take_in(v, g, beta2, adam)
+        write(place, AVERAGE, offsets, written, new, tl.float32, aligned)
         if adam:
-            v = tl.load(_at(places, tensor, SECOND, tl.float32, aligned) + offsets, mask=mask, other=0.0)
-    else:
-        g, d, v = _averages(places, tensor, offsets, mask, before, tl.load(weight), grad_dtype, beta2, adam, aligned)
-        _store(places, tensor, offsets, written, d, v, adam, aligned)
-        d = tl.where(written, d, before)
-    place = _at(places, tensor, PARAM, param_dtype, aligned) + offsets
-    x = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+            write(place, SECOND, offsets, written, v, tl.float32, aligned)
+        d = tl.where(written, new, d)
+    x = read(place, PARAM, offsets, mask, param_dtype, aligned)
     new = x
     if decays and not divide:
         new *= 1 - tl.load(decay)
-    new -= tl.load(factor) * _direction(d, v, mask, tl.load(correction), eps, adam)
+    correction = rsqrt_correction(k, log_beta2, adam)
+    new -= tl.load(factor) * direction(corrected(d, k, log_beta, corrects), v, mask, correction, eps, adam)
     if decays and divide:
         new /= 1 + tl.load(decay)
     new = tl.where(written, new, x)
-    stored = new.to(param_dtype)
-    tl.store(place, stored, mask=written)
-    rounded = stored.to(tl.float32)
+    rounded = new.to(param_dtype).to(tl.float32)
+    write(place, PARAM, offsets, written, rounded, param_dtype, aligned)
     tl.store(sums + row * 2, tl.sum(d * rounded))
     tl.store(sums + row * 2 + 1, tl.sum(d * (rounded - new)))

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 from transformers import Trainer, TrainingArguments
 
-from momo_hf.optim.searching import AUTO
+from momo_hf.optim.steps.search import AUTO
 from momo_hf.recipes.config_file import read_config, unknown_name
 from momo_hf.recipes.errors import InputError
 

@@ -16,7 +16,7 @@ import optuna
 from accelerate.state import AcceleratorState, GradientState
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from momo_hf.optim.searching import AUTO
+from momo_hf.optim.steps.search import AUTO
 from momo_hf.recipes.sweeps.config import SharedStudy, Sweep, searches
 
 

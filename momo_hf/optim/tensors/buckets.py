@@ -7,15 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from momo_hf.optim.sharding import Layout, dtensor_type, local, same_layout_gradient
+from momo_hf.optim.method import Method
+from momo_hf.optim.record import beta_of
+from momo_hf.optim.tensors.chunks import Piece, pieces, stacks
+from momo_hf.optim.tensors.sharding import Layout, dtensor_type, local, same_layout_gradient
 
 
 # Options that every method has. A method is given only its own ones, which stay the same from step to step, so that a
 # compiled pass is not compiled anew when the lr changes.
 SHARED_BY_METHODS = (
     "lr", "weight_decay", "lb", "beta", "bias_correction", "use_fstar", "divide", "foreach", "compile",
-    "averaging",
+    "averaging", "method",
 )  # fmt: skip
+
+Roles = dict[str, list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -25,20 +30,22 @@ class Bucket:
     Attributes:
         index: of the first group they come from.
         group: that group.
+        method: their method.
         options: the method's own hyperparameters.
         layout: how the parameters are split over processes.
         moves: False where there is no gradient: the momentum decays, the parameter stays.
         start: the number of steps before their first gradient, 0-dim, where they joined a running model; else None.
-        roles: the local tensors of "param", "grad", "exp_avg" and every buffer, in one order of parameters.
+        roles: the local tensors of "param", "grad" and what the kind of step works on, in one order of parameters.
     """
 
     index: int
     group: dict[str, Any]
+    method: Method
     options: dict[str, Any]
     layout: Layout | None
     moves: bool
     start: Tensor | None
-    roles: dict[str, list[Tensor]]
+    roles: Roles
 
     @property
     def device(self) -> torch.device:
@@ -59,23 +66,39 @@ class Bucket:
         return self.group["weight_decay"] != 0
 
     @property
+    def beta(self) -> float:
+        """β of the momentum."""
+        return beta_of(self.group)
+
+    @property
     def empty(self) -> "Bucket":
         """The same without parameters."""
         return replace(self, roles={role: [] for role in self.roles})
 
+    def pieces(self) -> list[Piece]:
+        """All tensors, as the method can see them."""
+        if self.method.whole:
+            return list(stacks(self.roles, self.dtype))
+        return list(pieces(self.roles, self.dtype, self.group["foreach"] is not False))
+
     def split(self, chosen: Callable[[tuple[Tensor, ...]], bool]) -> "tuple[Bucket, Bucket]":
         """Two buckets: the parameters whose tensors (in the order of `roles`) are chosen, and the others."""
-        parts: tuple[list, list] = ([], [])
+        mine: list[tuple[Tensor, ...]] = []
+        others: list[tuple[Tensor, ...]] = []
         for row in zip(*self.roles.values()):
-            parts[not chosen(row)].append(row)
-        columns = (zip(*rows) if rows else ((),) * len(self.roles) for rows in parts)
-        return tuple(replace(self, roles=dict(zip(self.roles, map(list, column)))) for column in columns)
+            (mine if chosen(row) else others).append(row)
+        return self._of(mine), self._of(others)
+
+    def _of(self, rows: list[tuple[Tensor, ...]]) -> "Bucket":
+        columns = zip(*rows) if rows else ((),) * len(self.roles)
+        return replace(self, roles=dict(zip(self.roles, map(list, columns))))
 
 
 def sort_into_buckets(
     param_groups: list[dict[str, Any]],
     state: Mapping[Tensor, dict[str, Tensor]],
-    names: tuple[str, ...],
+    methods: Mapping[str, Method],
+    roles_of: Callable[[Method], tuple[str, ...]],
     options: tuple[str, ...],
     layouts: Iterable[Layout | None],
 ) -> list[Bucket]:
@@ -86,7 +109,8 @@ def sort_into_buckets(
     Args:
         param_groups: the groups of the optimizer.
         state: its state per parameter.
-        names: the entries of the state that the method works on.
+        methods: by the name that a group has as its `method`; a group without a name has the first one.
+        roles_of: the entries of a parameter's state that the step works on; where one is missing, it is the parameter.
         options: the keys of a group that decide how its parameters are updated.
         layouts: how each parameter is split over processes, in the order of the groups.
 
@@ -95,23 +119,25 @@ def sort_into_buckets(
     """
     members: dict[tuple, list[tuple[Tensor, Tensor | None, dict[str, Tensor]]]] = {}
     layouts, dtensor = iter(layouts), dtensor_type()
+    none: dict[str, Tensor] = {}
     first: dict[tuple, int] = {}
     for index, group in enumerate(param_groups):
-        alike = tuple(tuple(v) if isinstance(v, list) else v for v in (group[name] for name in options))
+        alike: Any = tuple(tuple(v) if isinstance(v, list) else v for v in (group[name] for name in options))
         alike = first.setdefault(alike, index)  # a short key for what all these parameters share
         for p in group["params"]:
             layout, grad, entry = next(layouts), p.grad, state.get(p)
-            if grad is None:
-                if entry is None:
+            if entry is None:
+                if grad is None:
                     continue
-            elif grad.is_sparse or grad.is_complex():
+                entry = none
+            if grad is not None and (grad.is_sparse or grad.is_complex()):
                 kind, fix = ("sparse", "sparse=False") if grad.is_sparse else ("complex", "torch.view_as_real")
                 raise RuntimeError(
                     f"The gradient of a parameter of shape {tuple(p.shape)} is {kind}, which MoMo does not take: "
                     f"build the parameter with {fix}."
                 )
             start = id(entry.get("start"))  # one tensor for all that joined together
-            key = (alike, p.device, p.dtype, layout, isinstance(p, dtensor), grad is not None, start)
+            key = (alike, p.device, p.dtype, layout, dtensor and isinstance(p, dtensor), grad is not None, start)
             alike_members = members.get(key)
             if alike_members is None:
                 alike_members = members[key] = []
@@ -119,14 +145,19 @@ def sort_into_buckets(
     buckets = []
     for (index, _, _, layout, sharded, moves, _), rows in members.items():
         group = param_groups[index]
-        params, grads, entries = map(list, zip(*rows))
-        if not moves:
-            grads = [torch.zeros_like(p) for p in params]
-        elif sharded:
-            grads = [same_layout_gradient(p, grad) for p, grad in zip(params, grads)]
-        roles = {"param": params, "grad": grads} | {name: [entry[name] for entry in entries] for name in names}
+        method = method_of(group, methods)
+        grads = [torch.zeros_like(p) if grad is None else grad for p, grad, _ in rows]
+        if sharded and moves:
+            grads = [same_layout_gradient(p, grad) for (p, _, _), grad in zip(rows, grads)]
+        roles = {"param": [p for p, _, _ in rows], "grad": grads}
+        roles |= {role: [entry.get(role, p) for p, _, entry in rows] for role in roles_of(method)}
         if sharded:
-            roles = {role: [local(t) for t in tensors] for role, tensors in roles.items()}
+            roles = {role: [local(t) for t in column] for role, column in roles.items()}
         own = {name: group[name] for name in options if name not in SHARED_BY_METHODS}
-        buckets.append(Bucket(index, group, own, layout, moves, entries[0].get("start"), roles))
+        buckets.append(Bucket(index, group, method, own, layout, moves, rows[0][2].get("start"), roles))
     return buckets
+
+
+def method_of(group: Mapping[str, Any], methods: Mapping[str, Method]) -> Method:
+    """The method of a group's parameters."""
+    return methods[group["method"]] if "method" in group else next(iter(methods.values()))

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from torch import Tensor, finfo, stack, where
 
-from momo_hf.optim.model import ModelState, average_weight, clip_gap
+from momo_hf.optim.steps.given import Given, Settings
+from momo_hf.optim.steps.model import ModelState, all_finite, average_weight, clip_gap
 
 
 class AverageState(NamedTuple):
@@ -35,14 +36,30 @@ class AverageState(NamedTuple):
     weight_sum: Tensor
 
 
-class Sums(NamedTuple):
+class AveragedStep(NamedTuple):
+    """One step of z along u = D^{-1} g, and of x towards z.
+
+    Attributes:
+        factor: τ r_g per group, shape (groups,); 0 on a skipped step.
+        decay: a_g = α_g λ_g per group, shape (groups,); 0 on a skipped step.
+        weight: c, 0-dim, the weight of the new z in x; 0 on a skipped step.
+        ok: 0-dim bool, False where nothing may be changed.
+    """
+
+    factor: Tensor
+    decay: Tensor
+    weight: Tensor
+    ok: Tensor
+
+
+class AveragedSums(NamedTuple):
     """Inner products over all parameters, per group, shape (groups,).
 
     Attributes:
-        norm_sq: <g, D^{-1} g>.
-        ahead: <g, z - y>.
-        overlap: <g, z>; only groups with proximal decay count.
-        written: anything that is finite only where all new buffers are.
+        norm_sq: <g_g, u_g>.
+        ahead: <g_g, z_g - y_g>.
+        overlap: <g_g, z_g>; only groups with proximal decay count.
+        written: anything that is finite only where everything is that is going to be written.
     """
 
     norm_sq: Tensor
@@ -51,67 +68,35 @@ class Sums(NamedTuple):
     written: Tensor
 
 
-class AveragedStep(NamedTuple):
-    """One step of z along u = D^{-1} g, and of x towards z.
-
-    Attributes:
-        factor: τ r_g per group, shape (groups,); 0 on a skipped step.
-        effective_lr: the same, for the logs.
-        decay: a_g = α_g λ_g per group, shape (groups,); 0 on a skipped step.
-        share: c, 0-dim; 0 on a skipped step.
-        ok: 0-dim bool, False where nothing may be changed.
-    """
-
-    factor: Tensor
-    effective_lr: Tensor
-    decay: Tensor
-    share: Tensor
-    ok: Tensor
-
-
 def next_averaged_step(
-    model: ModelState,
-    state: AverageState,
-    loss: Tensor,
-    sums: Sums,
-    lr: Tensor,
-    weight_decay: Tensor,
-    *,
-    lb: float,
-    beta: float,
-    bias_correction: bool,
-    divide: bool,
-    clip_factor: Tensor | None = None,
+    model: ModelState, state: AverageState, given: Given, sums: AveragedSums, usable: Tensor, settings: Settings
 ) -> tuple[ModelState, AverageState, AveragedStep]:
     """From the loss and the inner products of step k to the step size and the weight of the new iterate.
 
     Args:
         model: counters and logs after step k-1.
         state: the averages after step k-1.
-        loss: f(y), 0-dim.
-        sums: over all shards.
-        lr: α_g, shape (groups,).
-        weight_decay: λ_g, shape (groups,).
-        lb: f*, the lower bound of the loss.
-        beta: β of both averages.
-        bias_correction: as in `model`; here for the loss in the logs alone.
-        divide: whether the decay is proximal, z <- (z - τ r u) / (1 + a), the minimiser of the truncated model with
-            decay; or at y, z <- z - τ r u - a y, as in schedule-free AdamW.
-        clip_factor: κ, by which the gradients were scaled before they were seen here, or None.
+        given: the loss f(y), and what else the step is given.
+        sums: the inner products.
+        usable: False, 0-dim, where it is known already that the step is to be dropped, see `acceptable`.
+        settings: the shared options. The decay is proximal with `divide`, z <- (z - τ r u) / (1 + a), the minimiser of the
+            truncated model with decay; or at y, z <- z - τ r u - a y, as in schedule-free AdamW. `bias_correction` is for
+            the loss in the logs alone.
 
     Returns:
         Both states after step k and the step to take. Where the loss or an inner product is not finite, the states are
         the old ones (apart from `skipped`) and the step is empty.
     """
+    loss, lr, beta = given.loss, given.lr, settings.beta
     cap = lr.max()  # α
     zero = cap.new_zeros(())
     ratio = where(cap > 0, lr / cap, 1.0)  # r_g; where a warmup starts at 0, the slope is averaged as the gap is
-    decay = lr * weight_decay  # a_g
-    shrinks = decay / (1 + decay) if divide else zero
+    decay = lr * given.weight_decay  # a_g
+    shrinks = decay / (1 + decay) if settings.divide else zero
     step = model.step + 1  # k
-    fstar = model.fstar.new_full((), lb)
+    fstar = model.fstar.new_full((), settings.lb)
 
-    fed = clip_gap(loss, clip_factor, fstar)
+    fed = clip_gap(loss, given.clip_factor, fstar)
     gap = (fed - fstar + sums.ahead.sum() - (shrinks * sums.overlap).sum()).clamp(min=0)
     gap_avg = state.gap_avg.lerp(gap, 1 - beta)
     norm = (ratio * (1 - shrinks) * sums.norm_sq).sum()
@@ -130,21 +115,18 @@ def next_averaged_step(
         polyak_lr=polyak,
         capped=model.capped + (moves & (cap <= polyak)),
         stalled=model.stalled + ((gap == 0) & (loss <= fstar)),
-        raw_loss_avg=model.raw_loss_avg.lerp(loss, average_weight(step, beta, bias_correction)),
+        raw_loss_avg=model.raw_loss_avg.lerp(loss, average_weight(step, beta, settings.bias_correction)),
     )
     new_state = AverageState(gap_avg, norm_avg, tau_max, weight_sum)
     # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
-    sources = [tau, cap, decay.sum(), loss, fed, norm, *(values.sum() for values in sums)]
+    sources = [tau, decay.sum(), fed, norm, *(values.sum() for values in sums)]
     numbers = stack([*new_model, *new_state, *sources])
-    ok = numbers.isfinite().all() & (lr.min() >= 0)
-    if clip_factor is not None:
-        ok = ok & (clip_factor >= 0)
+    ok = all_finite(numbers) & usable
     old = stack([*model, *state])
-    kept = where(ok, numbers[: len(old)], old).unbind()
+    kept = where(ok, numbers.narrow(0, 0, len(old)), old).to(old.dtype).unbind()
     kept_model = ModelState(*kept[: len(model)])
-    factor = where(ok, tau * ratio, zero)
     return (
-        kept_model._replace(skipped=model.skipped + ~ok),
+        kept_model._replace(skipped=model.skipped + ok.logical_not()),
         AverageState(*kept[len(model) :]),
-        AveragedStep(factor, factor, where(ok, decay, zero), where(ok, share, zero), ok),
+        AveragedStep(where(ok, tau * ratio, zero), where(ok, decay, zero), where(ok, share, zero), ok),
     )

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, arange, full_like, stack, where
 
-from momo_hf.optim.model import clip_gap
+from momo_hf.optim.steps.model import clip_gap
 
 
 # The ramp: steps that double the size, and steps at most. Slower growth finds no better caps and costs more steps.
@@ -49,6 +49,9 @@ OF_POLYAK = 1e-4
 # Steps in a row that may be dropped before the ramp itself is to blame. A loss that is not finite counts for LOST of them:
 # a second batch decides whether it was the batch. A loss scaler begins at 2^16 and halves at every overflow.
 PATIENCE, LOST = 20, 10
+
+# The text that an `lr` may be.
+AUTO = "auto"
 
 # Why a search ended, by `SearchState.ended`.
 REASONS = ("", "overshoot", "harm", "the loss or a gradient was not finite", "the end of the ramp", "nothing found")
@@ -103,6 +106,11 @@ class Move(NamedTuple):
     ok: Tensor
     back: Tensor
     begins: Tensor
+
+    @property
+    def factor(self) -> Tensor:
+        """What the groups show as the step size."""
+        return self.size
 
 
 def new_search(like: Tensor) -> SearchState:

@@ -1,8 +1,9 @@
-"""Tensors as flat pieces of bounded size.
+"""Tensors as flat pieces of bounded size, or as stacks of whole tensors.
 
 A step reads every tensor twice, and between the reads it needs temporaries. In pieces the temporaries stay in the
 cache (CPU) or small (elsewhere), whatever the size of the model: large tensors are cut, small ones are packed. The
-mathematics of a method is written once, for one flat tensor, in at least float32.
+mathematics of a method is written once, for one flat tensor, in at least float32. Methods that need the shape of a tensor
+get stacks of tensors of one shape instead.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -83,6 +84,37 @@ class Piece:
             torch.cat(run, out=out[filled : filled + size].view(-1, *rest))
             start, filled = start + len(lengths), filled + size
         return out
+
+
+class Stack(Piece):
+    """Tensors of one shape, seen as one tensor with a first dimension more per role."""
+
+    def read(self, role: str, out: Tensor | None = None) -> Tensor:
+        tensors = self.roles[role]
+        stack = tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+        return stack if stack.dtype == self.dtype else stack.to(self.dtype)
+
+    def write(self, role: str, flat: Tensor) -> None:
+        tensors = self.roles[role]
+        if len(tensors) > 1 or tensors[0].data_ptr() != flat.data_ptr():
+            torch._foreach_copy_(tensors, list(flat.unbind()))
+
+
+def stacks(roles: dict[str, list[Tensor]], dtype: torch.dtype, size: int = DEVICE_PIECE) -> Iterator[Stack]:
+    """Collect tensors of one shape, as many as have `size` elements together, or one.
+
+    Args:
+        roles: for every role one tensor per parameter, in the same order.
+        dtype: the dtype to compute in.
+        size: elements of a stack.
+    """
+    by_shape: dict[torch.Size, list[tuple[Tensor, ...]]] = {}
+    for row in zip(*roles.values()):
+        if row[0].numel():
+            by_shape.setdefault(row[0].shape, []).append(row)
+    for shape, rows in by_shape.items():
+        for together in batches(rows, size - shape.numel() + 1, lambda row: row[0].numel()):
+            yield Stack({role: list(column) for role, column in zip(roles, zip(*together))}, dtype)
 
 
 def pieces(

@@ -1,4 +1,4 @@
-"""The scalar side of MoMo: the averaged loss, the drift of its model, the lower bound and the step size.
+"""The scalar side of the paper's step: the averaged loss, the drift of its model, the lower bound and the step size.
 
 Everything here is arithmetic on 0-dim tensors and on vectors with one entry per parameter group: no parameters,
 no devices, no Python branch on a value. Symbols beside the code (`f̄`, `c`, `ρ`, `τ`, ...) are those of the paper
@@ -9,14 +9,24 @@ One identity is not in the paper. With `d` the momentum and `γ` the average of 
 
     c_1 = 0,    c_k = β (c_{k-1} + <d_{k-1}, x_k - x_{k-1}>)
 
-and the last inner product is known from the previous step, as far as the parameters did what it said (`movement`). `γ` is never computed, the parameters are not read to
-find the step size (unless weight decay asks for it), and no two large inner products are subtracted.
+and the last inner product is known from the previous step, as far as the parameters did what it said (`movement`). `γ` is
+never computed, the parameters are not read to find the step size (unless weight decay asks for it), and no two large inner
+products are subtracted.
+
+The averages start at 0, so that they are too small by ρ = 1-β^k at first. The state has them as they are; the step is made of
+the corrected ones, d̂ = d/ρ, f̂ = f̄/ρ, ĉ = c/ρ, along u = direction(d̂):
+
+    τ = min(α, (f̂ + ĉ - f*)_+ / <d̂, u>)
+
+For a direction that is linear in d this is the paper's step, whose τ is τ/ρ here; for any other it is the only right form.
 """
 
 import math
 from typing import NamedTuple
 
 from torch import Tensor, cat, finfo, full_like, stack, where
+
+from momo_hf.optim.steps.given import Given, Settings
 
 
 class ModelState(NamedTuple):
@@ -27,7 +37,7 @@ class ModelState(NamedTuple):
         loss_avg: f̄, the averaged loss.
         drift: c_k + <d_k, x_{k+1} - x_k>, which becomes c_{k+1} when multiplied by β.
         fstar: f*, the lower bound in use.
-        polyak_lr: what τρ of the last step would have been without the cap; comparable with the lr of Adam or SGD.
+        polyak_lr: what τ of the last step would have been without the cap; comparable with the lr of Adam or SGD.
         capped: number of steps on which the cap `lr` decided.
         skipped: number of steps dropped because the loss, its clip factor or a gradient was not finite.
         stalled: number of steps whose model lay at or below f*, so that the step was 0.
@@ -45,18 +55,30 @@ class ModelState(NamedTuple):
     raw_loss_avg: Tensor
 
 
+class Sums(NamedTuple):
+    """Inner products over all parameters, per group, shape (groups,).
+
+    Attributes:
+        dual_norm_sq: <d_g, u_g>, which is ρ n_g.
+        overlap: <d_g, x_g>, which is ρ s_g; only groups with decay count.
+        grad_norm_sq: |g_g|², to see whether every gradient is finite and small enough to be squared; 0 where that is known.
+    """
+
+    dual_norm_sq: Tensor
+    overlap: Tensor
+    grad_norm_sq: Tensor
+
+
 class Step(NamedTuple):
     """One step along u: `x_g <- (x_g - factor_g u_g) / (1 + a_g)`, or its AdamW form where `divide=False`.
 
     Attributes:
-        factor: τ r_g per group, shape (groups,); 0 on a skipped step.
-        effective_lr: τ r_g ρ per group, shape (groups,), comparable with the lr of Adam or SGD.
+        factor: τ r_g per group, shape (groups,), the lr that Adam or SGD would have; 0 on a skipped step.
         decay: a_g = α_g λ_g per group, shape (groups,); 0 on a skipped step.
         ok: 0-dim bool, False where nothing may be changed.
     """
 
     factor: Tensor
-    effective_lr: Tensor
     decay: Tensor
     ok: Tensor
 
@@ -77,15 +99,14 @@ def clip_gap(loss: Tensor, clip_factor: Tensor | None, fstar: Tensor) -> Tensor:
     return loss if clip_factor is None else fstar + clip_factor * (loss - fstar)
 
 
-def acceptable(
-    loss: Tensor, lr: Tensor, weight_decay: Tensor, clip_factor: Tensor | None, norm: Tensor | None = None
-) -> Tensor:
+def acceptable(given: Given, norm: Tensor | None = None) -> Tensor:
     """Whether a step can be taken with what it is given, as far as that is known before the gradients are read; 0-dim.
 
     `norm` is not finite where the gradients are not, or None where nobody has looked.
     """
-    numbers = [value.view(1) for value in (loss, clip_factor, norm) if value is not None]
-    ok = all_finite(cat([*numbers, lr, weight_decay])) & (lr.min() >= 0)
+    clip_factor = given.clip_factor
+    numbers = [value.view(1) for value in (given.loss, clip_factor, norm) if value is not None]
+    ok = all_finite(cat([*numbers, given.lr, given.weight_decay])) & (given.lr.min() >= 0)
     return ok if clip_factor is None else ok & (clip_factor >= 0)
 
 
@@ -100,79 +121,55 @@ def with_drift(state: ModelState, moved: Tensor | None) -> ModelState:
 
 
 def next_step(
-    state: ModelState,
-    loss: Tensor,
-    dual_norm_sq: Tensor,
-    overlap: Tensor,
-    grad_norm_sq: Tensor,
-    strayed: Tensor,
-    lr: Tensor,
-    weight_decay: Tensor,
-    usable: Tensor,
-    *,
-    lb: float,
-    beta: float,
-    bias_correction: bool,
-    use_fstar: bool,
-    divide: bool,
-    clip_factor: Tensor | None = None,
+    state: ModelState, given: Given, sums: Sums, strayed: Tensor, usable: Tensor, settings: Settings
 ) -> tuple[ModelState, Step]:
     """Minimise the truncated model: from the loss and the inner products of step k to the step size.
 
     Args:
         state: the state after step k-1.
-        loss: f_k, 0-dim; the scalar whose gradient the momentum took in.
-        dual_norm_sq: n_g = <d_g, u_g>, shape (groups,).
-        overlap: s_g = <d_g, x_g>, shape (groups,); only groups with decay count.
-        grad_norm_sq: |g_g|², shape (groups,), to see whether every gradient is finite and small enough to be squared; 0
-            where that is known.
+        given: the loss f_k, whose gradient the momentum took in, and what else the step is given.
+        sums: the inner products.
         strayed: <d_{k-1}, x_k - x>, 0-dim, where x_k is what the parameters are and x what the last step made of them in
             exact arithmetic. It is taken in on a skipped step too; where it is not finite nothing is known, and it is
             left out.
-        lr: α_g, shape (groups,).
-        weight_decay: λ_g, shape (groups,).
         usable: False, 0-dim, where it is known already that the step is to be dropped, see `acceptable`.
-        lb: the user's lower bound; f* never falls below it.
-        beta: β of both averages.
-        bias_correction: whether ρ_k = 1-β^k (averages start at 0) or 1 (they start at the first sample).
-        use_fstar: whether f* is estimated online, by the paper's rule (section 4).
-        divide: whether the decay is proximal, `/ (1 + a)`, or AdamW's, `(1 - a) x`.
-        clip_factor: κ, by which the gradients were scaled before they were seen here, or None.
+        settings: the shared options.
 
     Returns:
         The state after step k and the step to take. Where the loss or an inner product is not finite, the state is
         the old one (apart from `skipped`) and the step is empty.
     """
+    loss, lr, (lb, beta, bias_correction, use_fstar, divide) = given.loss, given.lr, settings
     state = with_drift(state, strayed)
     cap = lr.max()  # α
     zero = cap.new_zeros(())
     ratio = where(cap > 0, lr / cap, zero)  # r_g
-    decay = lr * weight_decay  # a_g
+    decay = lr * given.weight_decay  # a_g
     step = state.step + 1  # k
     rho = debias(beta, step) if bias_correction else 1.0  # ρ_k
     fstar = state.fstar if use_fstar else state.fstar.new_full((), lb)
 
     weight = average_weight(step, beta, bias_correction)
-    fed = clip_gap(loss, clip_factor, fstar)
+    fed = clip_gap(loss, given.clip_factor, fstar)
     loss_avg = state.loss_avg.lerp(fed, weight)  # f̄_k
     drift = (1.0 - weight) * state.drift  # c_k
+    dual_norm, overlap = sums.dual_norm_sq / rho, sums.overlap / rho  # n_g, s_g, of d̂
+    height = (loss_avg + drift) / rho  # f̂ + ĉ
 
     shrunk = (overlap * decay / (1 + decay)).sum()
-    value = loss_avg + drift - shrunk  # A
-    shorter = ratio / (1 + decay)
-    slope = (shorter * dual_norm_sq).sum()  # B, which is also -<d_k, x_{k+1} - x_k> / τ, apart from the decay
+    value = height - shrunk  # A
+    slope = (ratio / (1 + decay) * dual_norm).sum()  # B, which is also -<d̂_k, x_{k+1} - x_k> / τ, apart from the decay
     if use_fstar:
-        fstar = where(value < rho * fstar, (value / (2 * rho)).clamp(min=lb), fstar)
-    bound = cap / rho
-    gap = (value - rho * fstar).clamp(min=0)
+        fstar = where(value < fstar, (value / 2).clamp(min=lb), fstar)
+    gap = (value - fstar).clamp(min=0)
     moves = slope > 0
     polyak = where(moves, gap / slope, zero).clamp(max=finfo(gap.dtype).max)
-    tau = where(moves, polyak.minimum(bound), zero)  # τ
+    tau = where(moves, polyak.minimum(cap), zero)  # τ
 
-    inner = (tau * ratio * dual_norm_sq).sum()
+    inner = (tau * ratio * dual_norm).sum()
     if use_fstar:
-        fstar = ((loss_avg + drift - inner / 2) / rho).clamp(min=lb)
-    if divide:  # <d_k, x_{k+1} - x_k>
+        fstar = (height - inner / 2).clamp(min=lb)
+    if divide:  # <d̂_k, x_{k+1} - x_k>
         moved = -(tau * slope + shrunk)
     else:
         moved = -(inner + (overlap * decay).sum())
@@ -180,19 +177,19 @@ def next_step(
     new = ModelState(
         step=step,
         loss_avg=loss_avg,
-        drift=drift + moved,
+        drift=drift + rho * moved,
         fstar=fstar,
-        polyak_lr=polyak * rho,
-        capped=state.capped + (moves & (bound <= polyak)),
+        polyak_lr=polyak,
+        capped=state.capped + (moves & (cap <= polyak)),
         skipped=state.skipped,
         stalled=state.stalled + (moves & (gap == 0)),
         raw_loss_avg=state.raw_loss_avg.lerp(loss, weight),
     )
     # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
-    numbers = stack([*new, tau, decay.sum(), fed, dual_norm_sq.sum(), overlap.sum(), slope, grad_norm_sq.sum()])
+    numbers = stack([*new, tau, decay.sum(), fed, dual_norm.sum(), overlap.sum(), slope, sums.grad_norm_sq.sum()])
     ok = all_finite(numbers) & usable
     old = stack(state)
     kept = ModelState(*where(ok, numbers.narrow(0, 0, len(new)), old).to(old.dtype).unbind())
     kept = kept._replace(skipped=state.skipped + ok.logical_not())
-    factor = tau * ratio
-    return kept, Step(where(ok, factor, zero), factor * rho, where(ok, decay, zero), ok)
+    factor = where(ok, tau * ratio, zero)
+    return kept, Step(factor, where(ok, decay, zero), ok)

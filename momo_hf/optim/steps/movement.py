@@ -9,16 +9,20 @@ they do what the step says. Two things come between:
   weights. That raises the version of a tensor or moves it to other memory, which is compared at every step. Then the
   parameters are read once for <d_k, x>, and the difference to what the second pass left is what happened.
 
+Torch does not see `p.data.copy_()` (as in diffusers' `EMAModel.copy_to`; harmless where `restore` follows), writes through NumPy
+or another view that has no part in the tensor's version, and `torch._foreach_` functions on DTensors.
+
 Both are parts of sums over shards, so they wait for the one reduction of the next step.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from momo_hf.optim.kernels import Kernels
-from momo_hf.optim.sharding import Layout, dtensor_type, sum_over_shards
+from momo_hf.optim.steps.elementwise import inner_product
+from momo_hf.optim.tensors.buckets import Bucket
+from momo_hf.optim.tensors.sharding import Layout, dtensor_type, is_dtensor, sum_over_shards
 
 
 Marks = list[tuple[int, ...]]
@@ -33,13 +37,13 @@ class Movement:
         self._marks: Marks = []
 
     def since_last_step(
-        self, params: list[Tensor], kernels: list[Kernels], layouts: Iterable[Layout | None], like: Tensor
+        self, params: list[Tensor], buckets: list[Bucket], layouts: Iterable[Layout | None], like: Tensor
     ) -> dict[Layout | None, Tensor]:
         """<d_k, x> of now minus what the model believes, before momentum and parameters change; for every layout.
 
         Args:
             params: all parameters, in the order of the groups.
-            kernels: of the coming step.
+            buckets: of the coming step.
             layouts: every layout, in the same order on all processes.
             like: a scalar with dtype and device of the result.
         """
@@ -48,13 +52,12 @@ class Movement:
         if self._left and marks(params)[: len(self._marks)] != self._marks:
             for layout, value in self._left.items():
                 strayed[layout] = strayed[layout] - value
-            for part in kernels:
-                layout = part.bucket.layout
-                strayed[layout] = strayed[layout] + part.overlap().to(like)
+            for bucket in buckets:
+                strayed[bucket.layout] = strayed[bucket.layout] + overlap(bucket).to(like)
         return strayed
 
     def after_step(
-        self, params: list[Tensor], found: dict[Layout | None, Tensor], rounds: dict[Layout | None, bool]
+        self, params: list[Tensor], found: dict[Layout | None, Tensor], rounds: Mapping[Layout | None, bool]
     ) -> Tensor | None:
         """Remember how the second pass left the parameters.
 
@@ -72,15 +75,22 @@ class Movement:
         self._marks = marks(params)
         return self._lost.pop(None, None)
 
-    def settle(self) -> Tensor | None:
+    def unsettled(self) -> Tensor | None:
         """<d_k, rounding> over all shards, if the drift has not taken it in yet; a collective on all processes."""
-        lost, self._lost = self._lost, {}
-        return sum(sum_over_shards(value, layout) for layout, value in lost.items()) if lost else None
+        totals = [sum_over_shards(value, layout) for layout, value in self._lost.items()]
+        return sum(totals[1:], totals[0]) if totals else None
+
+
+def overlap(bucket: Bucket) -> Tensor:
+    """<d, x> of this process's part with momentum and parameters as they are, 0-dim."""
+    sums = [inner_product(piece.read("exp_avg"), piece.read("param")) for piece in bucket.pieces()]
+    return torch.stack(sums).sum() if sums else torch.zeros((), dtype=bucket.dtype, device=bucket.device)
 
 
 def marks(params: list[Tensor]) -> Marks:
     """What changes when a tensor is written in place or put elsewhere, without a look at its values."""
+    if not dtensor_type():
+        return [(p._version, p.data_ptr()) for p in params]
     # Operations on a DTensor raise its own version, those on its part the version of the part.
-    dtensor = dtensor_type()
-    parts = [p._local_tensor if isinstance(p, dtensor) else p for p in params] if dtensor else params
-    return list(zip([p._version for p in params], [t._version for t in parts], [t.data_ptr() for t in parts]))
+    parts = [p._local_tensor if is_dtensor(p) else p for p in params]
+    return [(p._version, part._version, part.data_ptr()) for p, part in zip(params, parts)]

@@ -5,10 +5,14 @@ has to go over the processes that hold the other parts; processes that hold copi
 """
 
 import sys
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch.distributed as dist
 from torch import Tensor
+
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def dtensor_type() -> type | tuple[()]:
@@ -17,7 +21,7 @@ def dtensor_type() -> type | tuple[()]:
     return () if module is None else module.DTensor
 
 
-def is_dtensor(value: Any) -> bool:
+def is_dtensor(value: Any) -> TypeGuard["DTensor"]:
     """Whether it is a DTensor."""
     return isinstance(value, dtensor_type())
 
@@ -61,9 +65,9 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
-def whole(value: Tensor | float) -> Tensor | float:
-    """The value itself where it is spread over processes."""
-    return value.full_tensor() if is_dtensor(value) else value
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself where it is spread over processes."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def sum_over_shards(sums: Tensor, layout: Layout | None) -> Tensor:

@@ -1,0 +1,153 @@
+"""The scalar side of a step: by its formulas in arithmetic on tensors, or by the same formulas in one launch on CUDA."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from momo_hf.optim.kernels import launch
+from momo_hf.optim.steps import averaged_model, model, search
+from momo_hf.optim.steps.averaged_model import AveragedStep, AveragedSums, AverageState
+from momo_hf.optim.steps.given import Beginning, Given, Settings
+from momo_hf.optim.steps.model import ModelState, Step, Sums
+from momo_hf.optim.steps.search import Move, SearchState
+
+
+def begin(before: Tensor, given: Given, norm: Tensor | None, settings: Settings) -> Beginning:
+    """Begin step k after the count `before`; for `norm` see `model.acceptable`."""
+    beta, bias_correction = settings.beta, settings.bias_correction
+    if not in_one_launch(before):
+        weight = model.average_weight(before + 1, beta, bias_correction)
+        return Beginning(before + 1, weight, model.acceptable(given, norm))
+    from momo_hf.optim.kernels import triton_model
+
+    step, weight = torch.empty(2, dtype=before.dtype, device=before.device).unbind()
+    usable = torch.empty((), dtype=torch.bool, device=before.device)
+    numbers = (before, given.loss, given.lr, given.weight_decay, given.clip_factor, norm)
+    launch.launch(
+        triton_model.begin,
+        1,
+        *(before if value is None else value for value in numbers),
+        *(step, weight, usable),
+        len(given.lr),
+        clipped=given.clip_factor is not None,
+        normed=norm is not None,
+        beta=beta,
+        bias_correction=bias_correction,
+        block=block_of(len(given.lr)),
+    )
+    return Beginning(step, weight, usable)
+
+
+def next_step(
+    state: ModelState, given: Given, sums: Sums, strayed: Tensor, usable: Tensor, settings: Settings
+) -> tuple[ModelState, Step]:
+    """`model.next_step`, with its arguments and results."""
+    if not in_one_launch(state.step):
+        return model.next_step(state, given, sums, strayed, usable, settings)
+    from momo_hf.optim.kernels import triton_model
+
+    loss, groups, fields, beta = given.loss, len(given.lr), len(state), settings.beta
+    made = loss.new_empty(fields + 2 * groups)
+    new, factor, decay = made.split([fields, groups, groups])
+    ok = torch.empty((), dtype=torch.bool, device=loss.device)
+    launch.launch(
+        triton_model.next_step,
+        1,
+        *(torch.stack(state), loss, *sums, strayed, given.lr, given.weight_decay, usable),
+        loss if given.clip_factor is None else given.clip_factor,
+        *(new, factor, decay, ok),
+        settings.lb,
+        groups,
+        stride=sums.dual_norm_sq.stride(0),
+        clipped=given.clip_factor is not None,
+        beta=beta,
+        log_beta=math.log(beta) if beta > 0 else -math.inf,
+        bias_correction=settings.bias_correction,
+        use_fstar=settings.use_fstar,
+        divide=settings.divide,
+        block=block_of(groups),
+    )
+    return ModelState(*new.unbind()), Step(factor, decay, ok)
+
+
+def next_averaged_step(
+    model_state: ModelState,
+    state: AverageState,
+    given: Given,
+    sums: AveragedSums,
+    usable: Tensor,
+    settings: Settings,
+) -> tuple[ModelState, AverageState, AveragedStep]:
+    """`averaged_model.next_averaged_step`, with its arguments and results."""
+    if not in_one_launch(model_state.step):
+        return averaged_model.next_averaged_step(model_state, state, given, sums, usable, settings)
+    from momo_hf.optim.kernels import triton_model
+
+    loss, groups, settled = given.loss, len(given.lr), len(model_state)
+    made = loss.new_empty(settled + len(state) + 2 * groups + 1)
+    new, factor, decay, weight = made.split([settled + len(state), groups, groups, 1])
+    ok = torch.empty((), dtype=torch.bool, device=loss.device)
+    launch.launch(
+        triton_model.next_averaged_step,
+        1,
+        *(torch.stack([*model_state, *state]), loss, *sums, given.lr, given.weight_decay, usable),
+        loss if given.clip_factor is None else given.clip_factor,
+        *(new, factor, decay, weight, ok),
+        settings.lb,
+        groups,
+        stride=sums.norm_sq.stride(0),
+        clipped=given.clip_factor is not None,
+        beta=settings.beta,
+        bias_correction=settings.bias_correction,
+        divide=settings.divide,
+        block=block_of(groups),
+    )
+    numbers = new.unbind()
+    step = AveragedStep(factor, decay, weight.view(()), ok)
+    return ModelState(*numbers[:settled]), AverageState(*numbers[settled:]), step
+
+
+def next_move(
+    state: SearchState,
+    loss: Tensor,
+    slope: Tensor,
+    norm: Tensor,
+    sample: Tensor,
+    *,
+    lb: float,
+    start: float | None,
+    clip_factor: Tensor | None = None,
+) -> tuple[SearchState, Move]:
+    """`search.next_move`, with its arguments and results."""
+    if not in_one_launch(loss):
+        return search.next_move(state, loss, slope, norm, sample, lb=lb, start=start, clip_factor=clip_factor)
+    from momo_hf.optim.kernels import triton_search
+
+    scalars, vectors = [v for v in state if v.dim() == 0], [v for v in state if v.dim() > 0]
+    new = loss.new_empty(len(scalars) + sum(map(len, vectors)))
+    size = torch.empty_like(loss)
+    ok, back, begins = torch.empty(3, dtype=torch.bool, device=loss.device).unbind()
+    launch.launch(
+        triton_search.next_move,
+        1,
+        *(torch.stack(scalars), *vectors, loss, slope, norm, sample),
+        loss if clip_factor is None else clip_factor,
+        *(new, size, ok, back, begins),
+        lb,
+        0.0 if start is None else start,
+        clipped=clip_factor is not None,
+        starts=start is not None,
+    )
+    found, *rows = new.split([len(scalars), *map(len, vectors)])
+    return SearchState(*found.unbind(), *rows), Move(size, ok, back, begins)
+
+
+def in_one_launch(like: Tensor) -> bool:
+    """Whether the scalars are where Triton runs."""
+    return like.dtype == torch.float32 and launch.runs_on(like.device)
+
+
+def block_of(groups: int) -> int:
+    """Vectors in Triton have a power of two of entries."""
+    return 1 << (groups - 1).bit_length()

@@ -1,0 +1,123 @@
+"""The two passes of `Averaged` over many tensors in one launch each, in Triton."""
+
+import triton
+import triton.language as tl
+
+from momo_hf.optim.kernels.triton_math import flag
+from momo_hf.optim.kernels.triton_tensors import (
+    AVERAGE,
+    GRAD,
+    OTHER,
+    PARAM,
+    SECOND,
+    direction,
+    find,
+    read,
+    rsqrt_correction,
+    second_moment,
+    take_in,
+    write,
+)
+
+
+# z - y, and y itself, which is the parameter where that can hold it.
+AHEAD, Y = AVERAGE, OTHER
+
+
+@triton.jit
+def first_pass(
+    places,
+    blocks,
+    sums,
+    step,
+    usable,
+    grad_dtype: tl.constexpr,
+    beta2: tl.constexpr,
+    log_beta2: tl.constexpr,
+    eps: tl.constexpr,
+    adam: tl.constexpr,
+    shrinks: tl.constexpr,
+    known: tl.constexpr,
+    aligned: tl.constexpr,
+    block: tl.constexpr,
+):
+    """<g, u>, <g, z - y>, <g, z> where the decay is proximal, and where nothing is known the sum of v; otherwise v is
+    written.
+    """
+    row = tl.program_id(0)
+    place, offsets, size = find(places, blocks, block, aligned)
+    mask = offsets < size
+    g = read(place, GRAD, offsets, mask, grad_dtype, aligned)
+    v = take_in(second_moment(place, offsets, mask, g, adam, aligned), g, beta2, adam)
+    taken = 0.0
+    if adam:
+        if known:
+            write(place, SECOND, offsets, offsets < size * tl.load(usable).to(tl.int64), v, tl.float32, aligned)
+        else:
+            taken = tl.sum(tl.where(mask, v, 0.0))
+    ahead = tl.sum(g * read(place, AHEAD, offsets, mask, tl.float32, aligned))
+    overlap = 0.0
+    if shrinks:
+        overlap = ahead + tl.sum(g * read(place, Y, offsets, mask, tl.float32, aligned))
+    u = direction(g, v, mask, rsqrt_correction(tl.load(step), log_beta2, adam), eps, adam)
+    tl.store(sums + row * 4, tl.sum(g * u))
+    tl.store(sums + row * 4 + 1, ahead)
+    tl.store(sums + row * 4 + 2, overlap)
+    tl.store(sums + row * 4 + 3, taken)
+
+
+@triton.jit(do_not_specialize_on_alignment=["factor", "decay", "weight"])
+def second_pass(
+    places,
+    blocks,
+    step,
+    factor,
+    decay,
+    weight,
+    ok,
+    param_dtype: tl.constexpr,
+    grad_dtype: tl.constexpr,
+    beta2: tl.constexpr,
+    log_beta2: tl.constexpr,
+    eps: tl.constexpr,
+    adam: tl.constexpr,
+    decays: tl.constexpr,
+    divide: tl.constexpr,
+    share: tl.constexpr,
+    to_x: tl.constexpr,
+    late: tl.constexpr,
+    known: tl.constexpr,
+    aligned: tl.constexpr,
+    block: tl.constexpr,
+):
+    """z - y and y, and v if the first pass has not written it; the parameter too where it cannot hold y.
+
+    Args:
+        to_x: 1/β - 1.
+        late: whether the average is that of these parameters' own steps, see `Averaged.numbers`.
+    """
+    place, offsets, size = find(places, blocks, block, aligned)
+    mask = offsets < size
+    written = offsets < size * tl.load(ok).to(tl.int64)
+    g = read(place, GRAD, offsets, mask, grad_dtype, aligned)
+    v = second_moment(place, offsets, mask, g, adam, aligned)
+    if adam and not known:
+        v = take_in(v, g, beta2, adam)
+        write(place, SECOND, offsets, written, v, tl.float32, aligned)
+    k, c = tl.load(step), tl.load(weight)
+    if late:
+        c = tl.where(flag(ok), tl.maximum(c, 2 / (k + 1)), c)
+    ahead = read(place, AHEAD, offsets, mask, tl.float32, aligned)
+    y = read(place, Y, offsets, mask, tl.float32, aligned)
+    x = y - to_x * ahead
+    ahead -= tl.load(factor) * share * direction(g, v, mask, rsqrt_correction(k, log_beta2, adam), eps, adam)
+    if decays and divide:
+        a = tl.load(decay)
+        ahead = (ahead - share * a * x) / (1 + a)  # β (z_{k+1} - x)
+    elif decays:
+        ahead -= share * tl.load(decay) * y
+    y = x + (to_x + c) * ahead
+    write(place, AHEAD, offsets, written, (1 - c) * ahead, tl.float32, aligned)
+    write(place, Y, offsets, written, y, tl.float32, aligned)
+    if param_dtype != tl.float32:
+        write(place, PARAM, offsets, written, y, param_dtype, aligned)

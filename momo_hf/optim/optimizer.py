@@ -1,0 +1,307 @@
+"""The optimizer: parameter groups, the step, what a step is given, and the state."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from momo_hf.compat import untraced
+from momo_hf.optim.checkpoints import SCALARS, completed, restore, with_defaults
+from momo_hf.optim.checks import NO_LOSS, check_group, check_one_model
+from momo_hf.optim.intake import LossIntake
+from momo_hf.optim.method import Method
+from momo_hf.optim.rates import Rates
+from momo_hf.optim.record import SHARED_OPTIONS, beta_of, home_of, scalar
+from momo_hf.optim.state import has_gradients, init_state, is_probe, show, widen
+from momo_hf.optim.steps.averaged import EVAL_MODE, Averaged, fit_iterates, put, share_of
+from momo_hf.optim.steps.driver import take_step
+from momo_hf.optim.steps.given import Given
+from momo_hf.optim.steps.kind import Kind
+from momo_hf.optim.steps.model import with_drift
+from momo_hf.optim.steps.modelled import MODEL, Modelled
+from momo_hf.optim.steps.ramp import SEARCH, Ramp, join_search, resume_ramp
+from momo_hf.optim.steps.search import Search, new_search, read_search
+from momo_hf.optim.steps.verdict import Verdict
+from momo_hf.optim.watch import Watch
+
+
+class MomoOptimizer(LossIntake, Optimizer):
+    """Base class of the MoMo optimizers, for any method: momentum, loss, step size and state.
+
+    A step is of one of three kinds: along the momentum, as far as the model of the loss goes (`Modelled`); with
+    `averaging`, an average of the iterates (`Averaged`); and with `lr="auto"`, at first, a ramp that finds the cap (`Ramp`).
+    What a gradient does to the buffers, and the direction of a step, is the method's (see `Method`). The momentum itself,
+    d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, lives here, in `exp_avg`.
+
+    The model follows what the parameters do, as far as torch can see it (see `movement`).
+
+    The numbers in the parameter groups (`step`, `effective_lr`, ...) are tensors that every step writes into: keep
+    `float(...)` or a clone of one that you want to look at later.
+
+    Args:
+        params: parameters or parameter groups.
+        defaults: the options of a group; `lr`, `weight_decay`, `lb`, and `beta` or `betas` at least.
+
+    Attributes:
+        methods: the methods that the parameters of a group can have, by the name that is its option `method`; where there
+            is one alone, groups have no such option.
+    """
+
+    methods: ClassVar[Mapping[str, Method]] = {"momentum": Method()}
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "MomoOptimizer":
+        _leave_step_untraced()
+        return super().__new__(cls)
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        common: dict[str, Any] = {"divide": True, "use_fstar": False, "averaging": False}
+        common |= {"foreach": None, "compile": False}
+        if len(self.methods) > 1:
+            common["method"] = next(iter(self.methods))
+        defaults = {**common, "bias_correction": "betas" in defaults, **defaults}
+        # Where plain tensors are parts of flat partitions (ZeRO): the processes that hold the other parts.
+        self.shard_group: dist.ProcessGroup | None = None
+        self._begin_anew()
+        self._watch = Watch()
+        super().__init__(params, defaults)
+
+    def _begin_anew(self) -> None:
+        """Forget what is not in the state: how the last step left the parameters, and what is on its way to the host."""
+        self._modelled, self._averaged, self._ramp = Modelled(), Averaged(), Ramp(self.methods)
+        self._rates = Rates()
+        self._verdict: Verdict | None = None
+        self._searching = False
+        # Whether the state was made for torch.distributed.checkpoint, perhaps before the weights were loaded.
+        self._probed = False
+        # Whether the iterates are as the parameters of now need them; a loaded state may come of others.
+        self._fits = False
+
+    def check_options(self, group: dict[str, Any]) -> None:
+        """Raise a ValueError that names the option, its value and the fix, for a group whose options are wrong."""
+        check_group(group, self.methods)
+
+    def set_lb(self, lb: float) -> None:
+        """Change the lower bound of the loss, in all groups, to a finite number that the loss never falls below."""
+        for group in self.param_groups:
+            self.check_options({**group, "lb": lb})
+            group["lb"] = lb
+        state = MODEL.read(self.param_groups)
+        MODEL.write(self.param_groups, state._replace(fstar=torch.full_like(state.fstar, lb)))
+
+    # ---- The step ----
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]  # torch's step takes a closure alone
+        self, closure: Callable[[], Tensor | float] | None = None, *, loss: Tensor | float | None = None
+    ) -> Tensor | float | None:
+        """Take one step.
+
+        Args:
+            closure: computes the loss, calls backward and returns the loss.
+            loss: the loss of this step, see `set_loss`; instead of `closure`.
+
+        Returns:
+            The loss, as `closure` returned it or as it was given. Without any gradient, and without a loss or with
+            nothing learnt from earlier ones, there is nothing to do, as with torch's optimizers.
+
+        Raises:
+            ValueError: both `closure` and `loss` are given, or the loss is unusable (see `set_loss`).
+            TypeError: the loss was given by position, where torch's optimizers take the closure.
+            RuntimeError: no loss was given; a gradient is sparse or complex; the parameters hold the averaged weights.
+        """
+        if not self.trains:
+            raise RuntimeError(EVAL_MODE.format(name=type(self).__name__))
+        if closure is not None:
+            loss = self._evaluate(closure, loss)
+        given, clip_factor, whole_norm = self._take_loss(closure, loss)
+        if given is None:
+            if not has_gradients(self.param_groups):
+                return loss
+            if not is_probe(self.param_groups, self.state):
+                raise RuntimeError(NO_LOSS.format(name=type(self).__name__))
+            init_state(self.param_groups, self.state, self.methods, self._searching)
+            self._probed, self._fits = True, False
+        elif has_gradients(self.param_groups) or self.state:
+            self._take_step(given, clip_factor, whole_norm)
+        return loss if loss is not None else given
+
+    def _take_step(
+        self,
+        loss: Tensor | float,
+        clip_factor: Tensor | float | None,
+        whole_norm: bool = False,
+        dropped: bool = False,
+    ) -> None:
+        """A step of the kind that it is to be, from what it is given (see `Given`)."""
+        groups = self.param_groups
+        self._settle()
+        init_state(groups, self.state, self.methods, self._searching)
+        like = MODEL.read(groups).step
+        kind: Kind = self._ramp if self._searching else self._averaged if self.averages else self._modelled
+        given = Given(
+            loss=scalar(loss, like),
+            clip_factor=None if clip_factor is None else scalar(clip_factor, like).clamp(max=1.0),
+            whole_norm=whole_norm,
+            lr=self._rates.lr(groups),
+            weight_decay=self._rates.of(groups, "weight_decay", like),
+            dropped=dropped,
+        )
+        update = take_step(kind, groups, self.state, self.methods, self._option_names(), self.shard_group, given)
+        if self._searching:
+            self._verdict = Verdict(SEARCH.read(groups))
+        show(groups, update.factor, update.ok)
+        self._rates.remember(groups, update.ok)
+        self._watch.after_step(groups[0])
+
+    @torch.no_grad()
+    def drop_loss(self) -> None:
+        loss = self._loss
+        super().drop_loss()
+        # With accelerate, its optimizer hears of skipped steps, and the loss is not averaged before one.
+        if loss is not None and self.state and self.loss_source is None and self.searching:
+            self._take_step(loss, None, dropped=True)
+
+    def _option_names(self) -> tuple[str, ...]:
+        # Unpickling adds torch's own "differentiable" to the defaults, but not to the groups.
+        return tuple(name for name in self.defaults if name != "differentiable")
+
+    # ---- Averaging ----
+
+    @property
+    def averages(self) -> bool:
+        """Whether the iterates are averaged."""
+        return bool(self.param_groups) and bool(self.param_groups[0].get("averaging", False))
+
+    @property
+    def trains(self) -> bool:
+        """Whether the parameters are where gradients are taken; always without averaging."""
+        return not self.averages or self.param_groups[0]["train_mode"]
+
+    def train(self) -> None:
+        """Put the parameters where gradients are taken, as before every step; nothing is done without `averaging`."""
+        self._switch(True)
+
+    def eval(self) -> None:
+        """Put the averaged weights into the parameters, to evaluate or save; nothing is done without `averaging`.
+
+        The way back rounds float32 parameters once; any number of further round trips changes nothing more.
+        """
+        self._switch(False)
+
+    @torch.no_grad()
+    def _switch(self, train: bool) -> None:
+        if not self.averages or self.trains == train:
+            return
+        self._settle()
+        # While a search for the cap goes on there is nothing to average: the parameters are where it has led them.
+        if not self._searching:
+            put(self.param_groups, self.state, train)
+        for group in self.param_groups:
+            group["train_mode"] = train
+
+    # ---- The search for the cap ----
+
+    @property
+    def search(self) -> Search | None:
+        """The search for the cap, read from the device; None where an `lr` was given."""
+        return read_search(SEARCH.read(self.param_groups)) if SEARCH.stands_in(self.param_groups[0]) else None
+
+    @property
+    def searching(self) -> bool:
+        """Whether the coming step belongs to the search. The host may have to wait for the step before it."""
+        return self._searching and not (self._verdict is not None and self._verdict.over())
+
+    def cap(self) -> Tensor:
+        """The upper bound of the step size as it is now, the largest of the groups, 0-dim; during a search its last size."""
+        if self._searching:
+            return torch.stack([group["effective_lr"] for group in self.param_groups]).max()
+        return self._rates.lr(self.param_groups, ahead=0).max()
+
+    def _settle(self) -> None:
+        """Make the state what the coming step works on: after a search, after a load, after a probe."""
+        if self._searching and not self.searching:
+            self._searching = False
+            resume_ramp(self.state, False, self.averages)
+            if self._verdict is not None:
+                self._verdict.tell()
+        self._verdict = None
+        if self.averages and not self._searching and not self._fits:
+            fit_iterates(self.param_groups, self.state, self.trains, self._probed)
+            self._fits = True
+        self._probed = False
+
+    # ---- The state ----
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch; it joins the running model of the others, whose options it has where all must agree.
+
+        What the scalars of another group were, in a copy of it, is left behind.
+        """
+        options = {name: value for name, value in param_group.items() if name not in SCALARS}
+        shared = self.param_groups[0] if self.param_groups else {}
+        super().add_param_group({**{name: shared[name] for name in SHARED_OPTIONS if name in shared}, **options})
+        groups, group = self.param_groups, self.param_groups[-1]
+        first = len(groups) == 1
+        try:
+            auto = join_search(group, None if first else groups[0])
+            self.check_options(group)
+            group["averaging"] = share_of(group["averaging"])
+            check_one_model(group, groups[0])
+        except ValueError:
+            groups.pop()
+            raise
+        if first and auto:
+            SEARCH.write(groups, new_search(torch.zeros((), device=home_of(groups))))
+            self._searching = True
+        if self.averages:
+            group["train_mode"] = groups[0].get("train_mode", True)
+        widen(self.param_groups)
+        if first:
+            group["fstar"] = torch.full_like(group["fstar"], group["lb"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as in torch. Where parameters are sharded and in bfloat16 or float16, this is a collective: it sums
+        what the last step lost by rounding, so that the state is complete.
+        """
+        drift = with_drift(MODEL.read(self.param_groups), self._modelled.movement.unsettled()).drift
+        return completed(super().state_dict(), self.state, drift, self.averages)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state as in torch, and keep scalars and buffers in at least float32 where torch would cast them.
+
+        Raises:
+            ValueError: the state was not saved by this method.
+        """
+        defaults = {name: self.defaults[name] for name in self._option_names()}
+        state_dict = with_defaults(type(self).__name__, state_dict, defaults, self.methods)
+        super().load_state_dict(state_dict)
+        widen(self.param_groups)
+        restore(self.param_groups, self.state, state_dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            if group.get("averaging") is True:  # saved before it had a share of its own
+                group["averaging"] = beta_of(group)
+        # Loading a state comes here too: the loss of gradients that stay, and who keeps it, stay too.
+        self._begin_anew()
+        self._watch = Watch(self.param_groups[0])
+        head = self.param_groups[0]
+        self._searching = SEARCH.stands_in(head) and not float(head["search_ended"])
+        if SEARCH.stands_in(head):
+            resume_ramp(self.state, self._searching, self.averages)
+        self.__dict__.setdefault("shard_group", None)
+
+
+@functools.cache
+def _leave_step_untraced() -> None:
+    """Keep `torch.compile` out of the step; at the first optimizer, because this imports what any optimizer imports then.
+
+    A graph around the step would hold its numbers as constants; the passes have graphs of their own (`compile`).
+    """
+    reason = "a step of a MoMo optimizer is not traced: compile the model, not the step"
+    MomoOptimizer.step = untraced(MomoOptimizer.step, reason)  # type: ignore[method-assign]

@@ -1,0 +1,88 @@
+"""The state of an optimizer that belongs to no single step: made for new parameters, widened for new groups."""
+
+from collections.abc import Mapping, MutableMapping
+
+import torch
+from torch import Tensor
+
+from momo_hf.optim.method import Method
+from momo_hf.optim.record import Group, home_of, keep
+from momo_hf.optim.steps.averaged import AVERAGES, first_iterates
+from momo_hf.optim.steps.modelled import MODEL
+from momo_hf.optim.steps.ramp import SEARCH, first_origin
+from momo_hf.optim.tensors.buckets import method_of
+from momo_hf.optim.tensors.sharding import local
+
+
+State = MutableMapping[Tensor, dict[str, Tensor]]
+
+
+def has_gradients(groups: list[Group]) -> bool:
+    """Whether a parameter has a gradient."""
+    return any(p.grad is not None for group in groups for p in group["params"])
+
+
+def is_probe(groups: list[Group], state: State) -> bool:
+    """torch.distributed.checkpoint asks for initialised state by a step with lr 0 and zero gradients."""
+    if state or any(float(group["lr"]) != 0 for group in groups):
+        return False
+    grads = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
+    return bool(grads) and not any(bool(g.any()) for g in grads)
+
+
+def init_state(groups: list[Group], state: State, methods: Mapping[str, Method], searches: bool) -> None:
+    """Make the state of parameters that have their first gradient.
+
+    Args:
+        groups: the parameter groups.
+        state: per parameter.
+        methods: of the optimizer.
+        searches: whether the search for the cap goes on.
+    """
+    late: dict[str, Tensor] | None = None
+    running, averages = bool(state) and not searches, bool(groups[0]["averaging"])
+    for group in groups:
+        for p in group["params"]:
+            if p.grad is None or p in state:
+                continue
+            if late is None:
+                # Parameters that join a running model share one count of the steps before; the others need none.
+                late = {"start": groups[0]["step"].clone()} if running else {}
+            dtype = torch.promote_types(p.dtype, torch.float32)
+            buffers = method_of(group, methods).buffers
+            if searches:
+                own = first_origin(p)
+            elif averages:
+                own = first_iterates(p)
+            else:
+                own = {"exp_avg": torch.zeros_like(p, dtype=dtype)}
+            state[p] = own | {name: torch.zeros_like(p, dtype=dtype) for name in buffers} | late
+
+
+def widen(groups: list[Group]) -> None:
+    """Give every group the scalars of the first, in float64 if any parameter is in float64."""
+    head = groups[0]
+    wide = any(p.dtype == torch.float64 for group in groups for p in group["params"])
+    dtype = torch.float64 if wide else torch.float32
+    MODEL.widen(groups, dtype)
+    if SEARCH.stands_in(head):
+        SEARCH.widen(groups, dtype)
+    own = ["effective_lr"]
+    if head["averaging"]:
+        AVERAGES.widen(groups, dtype)
+        own.append("lr_max")
+    for group in groups:
+        for name in own:
+            group[name] = group.get(name, torch.zeros((), device=home_of(groups))).to(dtype)
+
+
+def show(groups: list[Group], factor: Tensor, ok: Tensor) -> None:
+    """Write `effective_lr` for whoever logs; a skipped step leaves the one before it.
+
+    Args:
+        groups: the parameter groups.
+        factor: the step sizes, shape (groups,) or 0-dim.
+        ok: 0-dim bool, False on a skipped step.
+    """
+    shown = torch.stack([group["effective_lr"].to(factor) for group in groups])
+    keep([(group, "effective_lr") for group in groups], torch.where(ok, factor, shown).unbind())

@@ -1,0 +1,150 @@
+"""The one way that a step of any kind goes: buckets, first pass, one sum over all shards, decision, second pass."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from momo_hf.optim.kernels.table import assign
+from momo_hf.optim.method import Method
+from momo_hf.optim.record import Group
+from momo_hf.optim.steps.given import Beginning, Given
+from momo_hf.optim.steps.kind import Kind, Now
+from momo_hf.optim.steps.model import debias
+from momo_hf.optim.tensors.buckets import Bucket, sort_into_buckets
+from momo_hf.optim.tensors.sharding import Layout, layouts_of, sum_over_shards
+
+
+def take_step(
+    kind: Kind,
+    groups: list[Group],
+    state: Mapping[Tensor, dict[str, Tensor]],
+    methods: Mapping[str, Method],
+    options: tuple[str, ...],
+    shard_group: dist.ProcessGroup | None,
+    given: Given,
+) -> Any:
+    """Take one step.
+
+    Args:
+        kind: of the step.
+        groups: the parameter groups.
+        state: per parameter.
+        methods: by the names that groups have as their `method`.
+        options: the keys of a group that decide how its parameters are updated.
+        shard_group: where plain tensors are parts of flat partitions (ZeRO): the processes that hold the others.
+        given: what the step is given.
+
+    Returns:
+        What the kind decided.
+
+    Raises:
+        RuntimeError: a gradient is sparse or complex.
+    """
+    params = [p for group in groups for p in group["params"]]
+    places = layouts_of(params, shard_group)
+    layouts = layouts_in_order(params, places)
+    buckets = sort_into_buckets(groups, state, methods, kind.roles, options, places)
+    if kind.moves_all:
+        buckets = [replace(bucket, moves=True) for bucket in buckets]
+    norm = None if given.dropped else known_norm(given, buckets, layouts)
+    beginning = kind.begin(groups, given, norm)
+    beside = kind.beside(params, buckets, layouts, given.loss)
+    kernels = [
+        made(type(kind), bucket, now_of(kind, bucket, beginning, norm is not None, made.corrects))
+        for made, bucket in assign(type(kind), buckets, norm is not None)
+    ]
+
+    sums: dict[Layout | None, list[Tensor | None]] = {layout: [None] * len(groups) for layout in layouts}
+    for part in kernels if not given.dropped else ():
+        if part.bucket.moves:
+            column, index = sums[part.bucket.layout], part.bucket.index
+            found, before = part.first().to(given.loss), column[index]
+            column[index] = found if before is None else before + found
+    totals, rest = sum_over_layouts(sums, beside, len(kind.SUMS))
+    if given.dropped:
+        totals = torch.full_like(totals, torch.nan)
+
+    update = kind.decide(groups, given, beginning, totals, rest)
+    left: dict[Layout | None, Tensor] = {}
+    for part in kernels:
+        bucket = part.bucket
+        found = part.second(part.numbers(update))
+        if kind.LEFT:
+            layout, found = bucket.layout, found.to(given.loss)
+            left[layout] = found + left[layout] if layout in left else found
+    if kind.LEFT:
+        left = {layout: left.get(layout, given.loss.new_zeros(len(kind.LEFT))) for layout in layouts}
+    kind.finish(groups, params, left, layouts)
+    return update
+
+
+def layouts_in_order(params: list[Tensor], places: list[Layout | None]) -> dict[Layout | None, bool]:
+    """Every layout of the model and whether parameters in it round; in the same order on all processes, also where a
+    process has no gradient.
+    """
+    layouts: dict[Layout | None, bool] = {None: False}
+    for layout, dtype in dict.fromkeys(zip(places, [p.dtype for p in params])):
+        layouts[layout] = layouts.get(layout, False) or dtype.itemsize < 4
+    return layouts
+
+
+def known_norm(given: Given, buckets: list[Bucket], layouts: Mapping[Layout | None, bool]) -> Tensor | None:
+    """A number that is finite where the gradients are, 0-dim; None if only all processes together know."""
+    if given.whole_norm and given.clip_factor is not None:
+        return given.clip_factor.reciprocal()  # the factor is 0 where the norm was infinite
+    if any(layout is not None for layout in layouts):
+        return None
+    norms = [
+        torch.stack(torch._foreach_norm(bucket.roles["grad"], 2, dtype=bucket.dtype)).sum().to(given.loss)
+        for bucket in buckets
+        if bucket.moves
+    ]
+    return sum(norms[1:], norms[0]) if norms else torch.zeros_like(given.loss)
+
+
+def now_of(kind: Kind, bucket: Bucket, beginning: Beginning, known: bool, bare: bool) -> Now:
+    """The numbers of a step for the parameters of a bucket; `bare` without those that follow from k."""
+    device, dtype = bucket.device, bucket.dtype
+    step = beginning.step if bucket.start is None else beginning.step - bucket.start
+    step = step.to(device, dtype)
+    method, options, corrects = bucket.method, bucket.options, bucket.group["bias_correction"]
+    now = Now(
+        step=step,
+        weight=beginning.weight.to(device, dtype),
+        rho=debias(bucket.beta, step) if corrects and not bare else None,
+        options=options if bare else options | method.corrections(step, options),
+        usable=beginning.usable.to(device) if known else None,
+    )
+    if bare or not kind.looks_back:
+        return now
+    before = step - 1
+    return now._replace(
+        rho_before=debias(bucket.beta, before) if corrects else None,
+        options_before=options | method.corrections(before, options),
+    )
+
+
+def sum_over_layouts(
+    sums: Mapping[Layout | None, list[Tensor | None]], beside: Mapping[Layout | None, Tensor], width: int
+) -> tuple[Tensor, Tensor]:
+    """The one sum over all shards.
+
+    Args:
+        sums: for every layout a row of `width` numbers per parameter group, or None where this process has none.
+        beside: for every layout a scalar.
+        width: of the rows.
+
+    Returns:
+        The sums, shape (width, groups), and the sum of the scalars, 0-dim.
+    """
+    totals = []
+    for layout, value in beside.items():
+        rows = [value.new_zeros(width) if row is None else row for row in sums[layout]]
+        totals.append(sum_over_shards(torch.cat([*rows, value.view(1)]), layout))
+    total = sum(totals[1:], totals[0])
+    rows, rest = total.split([len(total) - 1, 1])
+    return rows.view(-1, width).T, rest.view(())

@@ -1,0 +1,106 @@
+"""The rule of the search in Triton, run by Triton's interpreter, against the same rule on tensors."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from momo_hf.optim.kernels import launch, scalars
+from momo_hf.optim.steps import search
+from momo_hf.optim.steps.search import REASONS, new_search
+
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy computes what a device leaves out
+
+BAD = [math.nan, math.inf, -math.inf]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def interpreted():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "runs_on", lambda device: True)
+        yield
+
+
+def assert_same(ours, expected):
+    for x, y in zip(ours, expected):
+        assert x.dtype == y.dtype and x.shape == y.shape
+        torch.testing.assert_close(x, y, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+def last_steps(seed, steps, turn, noise, harm=None, bad=(), **how):
+    """The last step of a search, or of its first steps, by the kernel and by the formulas.
+
+    Args:
+        seed: of the noise.
+        steps: after which it is left.
+        turn: the step from which on slopes are below 0.
+        noise: in the slopes, where these have size 1.
+        harm: the step from which on samples are large.
+        bad: the steps on which some number is not finite.
+        how: the options of `next_move`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal():
+        return torch.randn((), generator=generator)
+
+    after = new_search(torch.zeros(()))
+    for step in range(steps):
+        slope, norm = (1.0 if step < turn else -0.8) + noise * normal(), normal().exp()
+        sample = normal().exp() * (100.0 if harm is not None and step > harm else 1.0)
+        before = after
+        given = [2.0 + normal(), slope * before.norm, norm, sample]
+        if step in bad:
+            given[(seed + step) % 4] = torch.tensor(BAD[step % 3])
+        after, move = search.next_move(before, *given, **how)
+        if after.ended:
+            break
+    return scalars.next_move(before, *given, **how), (after, move)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    steps=st.integers(1, 69),
+    turn=st.integers(5, 70),
+    noise=st.sampled_from([0.0, 0.1, 1.0, 30.0]),
+    harm=st.sampled_from([None, 15, 40]),
+    bad=st.sets(st.integers(0, 68), max_size=6),
+    start=st.sampled_from([None, 1e-6]),
+    clip_factor=st.sampled_from([None, 0.3]),
+)
+def test_a_step_is_that_of_the_formulas(clip_factor, **how):
+    kappa = None if clip_factor is None else torch.tensor(clip_factor)
+    ours, expected = last_steps(lb=-0.5, clip_factor=kappa, **how)
+    assert_same(ours[0], expected[0])
+    assert_same(ours[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    "reason, how",
+    [
+        ("overshoot", {"turn": 30, "noise": 0.1}),
+        ("harm", {"turn": 99, "noise": 30.0, "harm": 30}),
+        ("the loss or a gradient was not finite", {"turn": 99, "noise": 0.1, "bad": range(20, 69)}),
+        ("the end of the ramp", {"turn": 99, "noise": 0.1}),
+        ("nothing found", {"turn": 99, "noise": 30.0}),
+    ],
+)
+@pytest.mark.parametrize("start", [None, 1e-6])
+def test_every_end(reason, how, start):
+    ours, expected = last_steps(seed=2, steps=99, lb=0.0, start=start, **how)
+    assert REASONS[int(ours[0].ended)] == reason and ours[1].back and 0 < ours[0].cap < 100
+    assert_same(ours[0], expected[0])
+    assert_same(ours[1], expected[1])
+
+
+@pytest.mark.parametrize("kappa", [0.0, -0.5, math.nan, math.inf])
+def test_a_clip_factor_that_is_none_drops_the_step(kappa):
+    state, one = new_search(torch.zeros(())), torch.tensor(1.0)
+    given = {"lb": 0.0, "start": None, "clip_factor": torch.tensor(kappa)}
+    state, move = scalars.next_move(state, one, one, one, one, **given)
+    assert not move.ok and state.dropped == 1 and state.steps == 0
