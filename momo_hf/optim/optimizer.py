@@ -25,7 +25,7 @@ from momo_hf.optim.steps.model import with_drift
 from momo_hf.optim.steps.modelled import MODEL, Modelled
 from momo_hf.optim.steps.ramp import SEARCH, Ramp, join_search, resume_ramp
 from momo_hf.optim.steps.search import Search, new_search, read_search
-from momo_hf.optim.steps.verdict import Verdict
+from momo_hf.optim.steps.verdict import Verdict, tell_start
 from momo_hf.optim.watch import Watch
 
 
@@ -139,6 +139,8 @@ class MomoOptimizer(LossIntake, Optimizer):
         """A step of the kind that it is to be, from what it is given (see `Given`)."""
         groups = self.param_groups
         self._settle()
+        if self._searching and not self.state:
+            tell_start()
         init_state(groups, self.state, self.methods, self._searching)
         like = MODEL.read(groups).step
         kind: Kind = self._ramp if self._searching else self._averaged if self.averages else self._modelled

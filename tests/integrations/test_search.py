@@ -1,5 +1,7 @@
 """A search for the cap in loops on accelerate and in a Trainer: accumulation, clipping, loss scaling, resuming, words."""
 
+import logging
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -123,12 +125,18 @@ def test_a_trainer_that_ends_before_the_search_says_so(tmp_path, caplog):
 
 
 def test_logs_show_the_ramp_and_nothing_is_said_of_a_learning_rate(tmp_path, caplog):
-    trainer = train(tmp_path)
+    with caplog.at_level(logging.INFO, logger="momo_hf"):
+        trainer = train(tmp_path)
     first, _, last = trainer.state.log_history[:3]
     search = trainer.optimizer.search
     assert first["momo/effective_lr"] == pytest.approx(search.step_sizes[24])
     assert first["momo/loss_avg"] == pytest.approx(search.losses[24])
     assert 0 < last["momo/effective_lr"] <= search.cap and last["momo/loss_avg"] > 0
     assert f"step sizes up to {search.cap:g}," in describe(trainer.optimizer.optimizer)
-    found, summary = (record.message for record in caplog.records)
-    assert found.startswith("search: cap") and "used step sizes from" in summary and "learning rate" not in summary
+    begun, found, summary = (record.message for record in caplog.records if record.name.startswith("momo_hf"))
+    assert (
+        begun.startswith("search: the first steps, 13 to 60, look for the cap")
+        and found.startswith("search: cap")
+        and "used step sizes from" in summary
+        and "learning rate" not in summary
+    )

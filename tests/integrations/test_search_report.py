@@ -57,11 +57,14 @@ def test_the_files_hold_what_was_seen(tmp_path):
 
 def test_a_line_stands_above_the_bar(tmp_path, capsys):
     handler = logging.StreamHandler(sys.stderr)
-    logging.getLogger("momo_hf").addHandler(handler)
+    logger = logging.getLogger("momo_hf")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         train(tmp_path, disable_tqdm=False)
     finally:
-        logging.getLogger("momo_hf").removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+        logger.removeHandler(handler)
     lines = capsys.readouterr().err.splitlines(keepends=True)
     assert any("/70 [" in line for line in lines)  # there was a bar
     # A carriage return ends a line too: what is cleared away with spaces is followed by one.

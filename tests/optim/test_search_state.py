@@ -207,10 +207,10 @@ def test_what_was_found_is_said_once(caplog):
             optimizer.state_dict()
             optimizer.load_state_dict(optimizer.state_dict())
             train(optimizer, backward, 5)
-    found = [record.message for record in caplog.records if "search:" in record.message]
+    found = [record.message for record in caplog.records if "search: cap" in record.message]
     assert found == [
-        "search: cap 0.051 found after 41 steps (overshoot).",
-        "search: cap 0.16 found after 60 steps (the end of the ramp).",
+        "search: cap 0.051 found after 41 steps: longer ones overshoot.",
+        "search: cap 0.16 found after 60 steps, the whole ramp: no step of it was much too long.",
     ]
 
 

@@ -5,10 +5,33 @@ import logging
 import torch
 import torch.distributed as dist
 
-from momo_hf.optim.steps.search import NOTHING, REASONS, SearchState
+from momo_hf.optim.steps.search import FIRST, HARM, NOT_FINITE, NOTHING, OVERSHOOT, RAMP, STEPS, SearchState
 
 
 logger = logging.getLogger(__name__)
+
+WEAK_SIGNAL = "so the signal was weak and the cap is a cautious one. If the loss does not fall, give `lr`, or larger batches at first."
+# What to say of a search by why it ended.
+SEEN = {
+    OVERSHOOT: (logging.INFO, "search: cap {cap} found after {steps} steps: longer ones overshoot."),
+    RAMP: (
+        logging.INFO,
+        "search: cap {cap} found after {steps} steps, the whole ramp: no step of it was much too long.",
+    ),
+    HARM: (
+        logging.WARNING,
+        "search: cap {cap} taken after {steps} steps: gradients grew before it was clear which steps overshoot, "
+        + WEAK_SIGNAL,
+    ),
+    NOT_FINITE: (
+        logging.WARNING,
+        "search: cap {cap} taken after {steps} steps: loss or gradients were not finite any more, " + WEAK_SIGNAL,
+    ),
+    NOTHING: (
+        logging.WARNING,
+        "search: cap {cap} taken after {steps} steps: the loss says too little about the step size, " + WEAK_SIGNAL,
+    ),
+}
 
 
 class Verdict:
@@ -35,14 +58,18 @@ class Verdict:
         return self._over
 
     def tell(self) -> None:
-        """Say once what was found; on the first process."""
+        """Say once what was seen and what was taken; on the first process. Where all went well it is no warning."""
         if dist.is_initialized() and dist.get_rank() > 0:
             return
         ended, cap, steps = self._values.tolist()
-        if ended == NOTHING:
-            logger.warning(
-                f"search: nothing found in {steps:.0f} steps, so a cautious cap of {cap:.2g} was taken; the loss says too "
-                "little about the step size. Give `lr` to choose it yourself."
-            )
-        else:
-            logger.warning(f"search: cap {cap:.2g} found after {steps:.0f} steps ({REASONS[int(ended)]}).")
+        level, seen = SEEN[ended]
+        logger.log(level, seen.format(cap=f"{cap:.2g}", steps=f"{steps:.0f}"))
+
+
+def tell_start() -> None:
+    """Say that a search begins; on the first process."""
+    if not (dist.is_initialized() and dist.get_rank() > 0):
+        logger.info(
+            f"search: the first steps, {FIRST + 1} to {STEPS}, look for the cap of the step size; then the weights go back to "
+            "where they began."
+        )
