@@ -26,6 +26,12 @@ def left_alone(args: TrainingArguments) -> bool:
     return args.learning_rate == type(args).learning_rate and were_loaded(args)
 
 
+def nothing_chosen(args: TrainingArguments) -> bool:
+    """Whether learning rate and optimizer are the defaults. An optimizer that was given by the name of the default looks the same."""
+    (default,) = (f.default for f in fields(args) if f.name == "optim")
+    return left_alone(args) and getattr(args.optim, "value", args.optim) == getattr(default, "value", default)
+
+
 def were_loaded(args: TrainingArguments) -> bool:
     """Whether the arguments hold none of the defaults of their class themselves, because they were unpickled."""
     defaults = {f.name: f.default for f in fields(args) if type(f.default) is float and f.name != "learning_rate"}

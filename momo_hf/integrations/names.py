@@ -14,6 +14,10 @@ METHODS: dict[str, tuple[type[MomoOptimizer], dict[str, Any]]] = {
     "momo_adam_auto": (MomoAdam, {"lr": "auto", "averaging": True}),
 }
 
+# What a MomoTrainer takes where nothing was chosen: by the evidence in configs/sweeps the best of those without a learning rate
+# to choose.
+BEST = "momo_adam_auto"
+
 
 def install() -> None:
     """Make the names valid wherever transformers takes the name of an optimizer; once.

@@ -6,4 +6,4 @@ from momo_hf.integrations.transformers import MomoTrainerMixin
 
 
 class MomoSeq2SeqTrainer(MomoTrainerMixin, Seq2SeqTrainer):
-    """`transformers.Seq2SeqTrainer` by another name; see `MomoTrainerMixin`."""
+    """`transformers.Seq2SeqTrainer` with nothing to choose; see `MomoTrainerMixin`."""

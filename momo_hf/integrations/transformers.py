@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments, modelcard
+from transformers.training_args import OptimizerNames
 
 from momo_hf.integrations.accelerate import averaged_weights, unwrap_optimizer
 from momo_hf.integrations.callback import MomoCallback
-from momo_hf.integrations.learning_rate import left_alone
+from momo_hf.integrations.learning_rate import left_alone, nothing_chosen
 from momo_hf.integrations.model_card import extract_hyperparameters
-from momo_hf.integrations.names import METHODS
+from momo_hf.integrations.names import BEST, METHODS
 from momo_hf.integrations.smoothing import watch_smoothing
 from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import MomoOptimizer
@@ -184,17 +185,26 @@ def equip_trainers() -> None:
 class MomoTrainerMixin(Trainer):
     """For a Trainer class that creates optimizer and scheduler itself: `class MyTrainer(MomoTrainerMixin, Theirs): ...`.
 
-    Any other Trainer has by itself what this adds: `MomoCallback`, and the known lower bound of a label-smoothed loss.
+    Where neither an optimizer nor a learning rate was chosen it takes `optim="momo_adam_auto"`, and says so. Apart from that any
+    other Trainer has by itself what this adds: `MomoCallback`, and the known lower bound of a label-smoothed loss.
     """
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.optimizer_cls_and_kwargs is None and nothing_chosen(self.args):
+            self.args.optim = OptimizerNames(BEST)
+            logger.warning(
+                f"{type(self).__name__}: no optimizer and no learning rate were chosen, so optim={BEST} is taken, which finds its "
+                "learning rate itself and averages the weights. Give `optim` or `learning_rate` for another one."
+            )
         optimizer = super().create_optimizer(*args, **kwargs)
         equip(self)
         return optimizer
 
 
 class MomoTrainer(MomoTrainerMixin):
-    """`transformers.Trainer` by another name; see `MomoTrainerMixin`."""
+    """`transformers.Trainer` with nothing to choose: without `optim` and `learning_rate` it takes the preset that is the best by the
+    evidence; see `MomoTrainerMixin`.
+    """
 
 
 def install() -> None:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments
 
-from momo_hf import MomoAdam
+from momo_hf import Momo, MomoAdam, MomoTrainer
 from momo_hf.integrations.learning_rate import cap_of, left_alone
 from tests.integrations.test_transformers import arguments
 from tests.toys import Net, Points
@@ -113,6 +113,29 @@ def test_the_automatic_one_takes_no_default_for_a_cap(cls, tmp_path, caplog):
     assert f"learning_rate={KINDS[cls]:g} was given, so it is the upper bound" in line
     assert optimizer.search is None and optimizer.averages and cap_of(optimizer) == KINDS[cls]
     assert "nearly every step" in summary
+
+
+def test_a_momo_trainer_without_a_choice_takes_the_preset_and_says_which(tmp_path, caplog):
+    def trained(**chosen):
+        caplog.clear()
+        model = Net()
+        trainer = MomoTrainer(
+            model, TrainingArguments(tmp_path, max_steps=2, use_cpu=True, **chosen), train_dataset=Points()
+        )
+        with caplog.at_level(logging.WARNING, logger="momo_hf"):
+            trainer.train()
+        return trainer.optimizer.optimizer, [r.message for r in caplog.records if "were chosen, so" in r.message]
+
+    optimizer, (line,) = trained()
+    assert type(optimizer) is MomoAdam and optimizer.search is not None and optimizer.averages
+    assert "optim=momo_adam_auto is taken" in line
+    for chosen, cls in (
+        ({"learning_rate": 1e-3}, torch.optim.AdamW),
+        ({"optim": "momo"}, Momo),
+        ({"optim": "sgd"}, torch.optim.SGD),
+    ):
+        optimizer, lines = trained(**chosen)
+        assert type(optimizer) is cls and lines == []
 
 
 def test_what_cannot_be_known_is_said(tmp_path, caplog):
