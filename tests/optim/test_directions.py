@@ -88,3 +88,12 @@ def test_whole_tensors_come_in_stacks_of_one_shape_and_have_their_direction_once
         p.grad = torch.randn_like(p)
     optimizer.step(loss=1.0)
     assert sorted(Counting.methods["rows"].seen) == sorted([(4, 4, 3), (1, 6), (1, 2, 4, 3), (1, 2, 3, 5, 4)])
+
+
+def test_parts_of_parameters_are_refused_where_whole_ones_are_needed():
+    params = [nn.Parameter(torch.randn(4, 3))]
+    optimizer = MomoRows(params)
+    optimizer.shard_group = object()  # as ZeRO sets it
+    params[0].grad = torch.randn_like(params[0])
+    with pytest.raises(RuntimeError, match=r"Rows needs whole parameters, and one of shape \(4, 3\) is split"):
+        optimizer.step(loss=1.0)

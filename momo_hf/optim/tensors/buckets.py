@@ -115,7 +115,7 @@ def sort_into_buckets(
         layouts: how each parameter is split over processes, in the order of the groups.
 
     Raises:
-        RuntimeError: a gradient is sparse or complex.
+        RuntimeError: a gradient is sparse or complex; a method needs whole parameters, and has parts of them.
     """
     members: dict[tuple, list[tuple[Tensor, Tensor | None, dict[str, Tensor]]]] = {}
     layouts, dtensor = iter(layouts), dtensor_type()
@@ -146,6 +146,11 @@ def sort_into_buckets(
     for (index, _, _, layout, sharded, moves, _), rows in members.items():
         group = param_groups[index]
         method = method_of(group, methods)
+        if method.whole and layout is not None:
+            raise RuntimeError(
+                f"{type(method).__name__} needs whole parameters, and one of shape {tuple(rows[0][0].shape)} is split over "
+                "processes: train under DistributedDataParallel, or give these parameters a method that works element by element."
+            )
         grads = [torch.zeros_like(p) if grad is None else grad for p, grad, _ in rows]
         if sharded and moves:
             grads = [same_layout_gradient(p, grad) for (p, _, _), grad in zip(rows, grads)]
