@@ -23,9 +23,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    MarianConfig,
-    MarianMTModel,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
@@ -38,6 +35,7 @@ from momo_hf.recipes.run import parse_run, write_results
 from momo_hf.recipes.translation.bpe import train_bpe
 from momo_hf.recipes.translation.cldr import LANGUAGE
 from momo_hf.recipes.translation.data import load_translation
+from momo_hf.recipes.translation.marian import new_marian
 
 
 logger = logging.getLogger(__name__)
@@ -83,39 +81,14 @@ class ModelArguments:
     dropout: float = field(default=0.3, metadata={"help": "Dropout."})
 
 
-def new_model(args: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int) -> PreTrainedModel:
-    config = MarianConfig(
-        vocab_size=len(tokenizer),
-        d_model=args.d_model,
-        encoder_layers=args.layers,
-        decoder_layers=args.layers,
-        encoder_attention_heads=args.attention_heads,
-        decoder_attention_heads=args.attention_heads,
-        encoder_ffn_dim=args.ffn_dim,
-        decoder_ffn_dim=args.ffn_dim,
-        dropout=args.dropout,
-        activation_function="relu",
-        scale_embedding=True,
-        init_std=args.d_model**-0.5,
-        max_position_embeddings=max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        forced_eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
-    )
-    model = MarianMTModel(config)
-    # One module instead of three that tie their weight: FSDP2 wants a shared parameter in one group.
-    model.model.encoder.embed_tokens = model.model.decoder.embed_tokens = model.model.shared
-    return model
-
-
 def load_model(args: ModelArguments, data: DatasetDict, max_length: int):
     """The tokenizer and the model: of a checkpoint, or new and sized by the arguments."""
     if args.model_name_or_path is None:
         train = data["train"]
         texts = (batch[side] for side in ("source", "target") for batch in train.select_columns(side).iter(1000))
         tokenizer = train_bpe(texts, args.vocab_size, max_length, 2 * len(train))
-        return tokenizer, new_model(args, tokenizer, max_length)
+        size = (args.d_model, args.layers, args.attention_heads, args.ffn_dim, args.dropout)
+        return tokenizer, new_marian(tokenizer, max_length, *size)
     options = {"trust_remote_code": args.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **options)
     model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path, **options)

@@ -10,9 +10,6 @@ import argparse
 import logging
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 
@@ -20,13 +17,14 @@ if __name__ == "__main__":
     print("Loading libraries ...", flush=True)
 
 import optuna
-from tqdm.auto import tqdm
 
 from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.sweeps.config import Sweep, load_sweep
+from momo_hf.recipes.sweeps.queue import reserve
 from momo_hf.recipes.sweeps.results import collect, number_finished, summary
-from momo_hf.recipes.sweeps.running import reserve, work
+from momo_hf.recipes.sweeps.running import work
+from momo_hf.recipes.sweeps.workers import run_workers
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,30 +53,17 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     """Start the workers and wait for them; returns the number of workers that broke down."""
     studies = {name: sweep.study(name) for name in sweep.optimizers}
     for name, study in studies.items():
-        reserve(sweep, name, study)
-    threads = max(1, (os.cpu_count() or 1) // sweep.workers)
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+        reserve(study, sweep.points(name))
     options = ["--output_dir", sweep.output_dir] + (["--storage", sweep.storage] if sweep.storage else [])
-    processes = []
-    for worker in range(sweep.workers):
-        log = (Path(sweep.output_dir) / f"worker-{worker}.log").open("a")
-        command = [sys.executable, __file__, args.config, *options, "--worker", str(worker)]
-        processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        with tqdm(total=sweep.number_of_runs, unit="run") as bar:
-            while True:
-                running = any(process.poll() is None for process in processes)
-                bar.update(number_finished(sweep, studies) - bar.n)
-                if not running or bar.n == bar.total:
-                    break
-                time.sleep(1)
-    finally:
-        for process in processes:
-            process.terminate()
-    codes = [process.wait() for process in processes]
-    broken = [worker for worker, code in enumerate(codes) if code != 0 and bar.n < bar.total]
-    for worker in broken:
-        print(f"Worker {worker} broke down; see {sweep.output_dir}/worker-{worker}.log. Start again to continue.")
+    broken = run_workers(
+        [__file__, args.config, *options],
+        sweep.workers,
+        sweep.output_dir,
+        threads=max(1, (os.cpu_count() or 1) // sweep.workers),
+        progress=lambda: (number_finished(sweep, studies), sweep.number_of_runs),
+    )
+    for log in broken:
+        print(f"A worker broke down; see {log}. Start again to continue.")
     return len(broken)
 
 

@@ -22,6 +22,7 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 from momo_hf.recipes.diffusion.denoising import denoising_losses, fixed_noise, held_out_loss, random_noise, save_grid
+from momo_hf.recipes.diffusion.unet import new_unet
 from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.images.data import load_images
@@ -67,18 +68,13 @@ class ModelArguments:
 
 
 def new_model(data: DataArguments, args: ModelArguments) -> UNet2DModel:
-    levels = range(len(args.block_out_channels))
-    down = ["AttnDownBlock2D" if level in args.attention_levels else "DownBlock2D" for level in levels]
-    up = ["AttnUpBlock2D" if level in args.attention_levels else "UpBlock2D" for level in reversed(levels)]
-    return UNet2DModel(
-        sample_size=data.resolution,
-        in_channels=data.image_channels,
-        out_channels=data.image_channels,
-        layers_per_block=args.layers_per_block,
-        block_out_channels=args.block_out_channels,
-        norm_num_groups=args.norm_num_groups,
-        down_block_types=down,
-        up_block_types=up,
+    return new_unet(
+        data.resolution,
+        data.image_channels,
+        args.block_out_channels,
+        args.attention_levels,
+        args.layers_per_block,
+        args.norm_num_groups,
     )
 
 

@@ -20,6 +20,7 @@ SLOW = (
     "tests/optim/test_compiled.py",
     "tests/optim/test_triton",
     "tests/recipes/sweeps/",
+    "tests/recipes/yardstick/test_resume.py",
     "tests/test_package.py",
     "tests/test_unchanged_scripts.py",
 )

@@ -1,52 +1,19 @@
-"""What a sweep is, reading it from a file, and where its trials are kept."""
+"""What a sweep is, reading it from a file, and its points."""
 
 import dataclasses
 import inspect
 import math
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-import optuna
-from filelock import FileLock
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
-from sqlalchemy.exc import SQLAlchemyError
 from transformers import Trainer, TrainingArguments
 
 from momo_hf.optim.steps.search import AUTO
 from momo_hf.recipes.config_file import read_config, unknown_name
 from momo_hf.recipes.errors import InputError
-
-
-# Heartbeats are what lets a sweep go on after a worker was killed; optuna has called them experimental since 2021.
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-HEARTBEAT = 30  # seconds; a trial that is silent for four of them is given to another worker
-
-
-class SharedStudy(optuna.Study):
-    """A study from which workers take trials one at a time: SQLite has no lock on a row that is taken.
-
-    Args:
-        name: of the study, which is there.
-        storage: that it is in.
-        lock: what its workers share.
-    """
-
-    def __init__(self, name: str, storage: optuna.storages.RDBStorage, lock: FileLock) -> None:
-        super().__init__(name, storage)
-        self._database, self._one_at_a_time = storage, lock
-
-    def _pop_waiting_trial_id(self) -> int | None:
-        with self._one_at_a_time:
-            return super()._pop_waiting_trial_id()
-
-    def record_heartbeat(self, trial: FrozenTrial) -> None:
-        """Say that somebody works on a trial, as a worker does by itself every `HEARTBEAT` seconds."""
-        self._database.record_heartbeat(trial._trial_id)
+from momo_hf.recipes.sweeps.queue import Point, Queue, SharedStudy
 
 
 @dataclass
@@ -114,35 +81,17 @@ class Sweep:
     def number_of_runs(self) -> int:
         return sum(map(len, self.grids.values())) * len(self.seeds)
 
+    def points(self, optimizer: str) -> list[Point]:
+        """Every learning rate and seed of an optimizer."""
+        return [{"learning_rate": lr, "seed": seed} for lr in self.grids[optimizer] for seed in self.seeds]
+
     def study(self, optimizer: str) -> SharedStudy:
         """The study of one optimizer; created if it is not there, continued if it is.
 
         Raises:
             InputError: the storage cannot be opened.
         """
-        Path(self.output_dir).mkdir(parents=True, exist_ok=True)
-        url = self.storage or f"sqlite:///{self.output_dir}/sweep.sqlite3"
-        lock = FileLock(f"{self.output_dir}/sweep.lock")
-        with lock:  # workers start at the same moment, and SQLite has no lock on a table that is made
-            storage = self._open(url)
-            direction = StudyDirection[self.direction.upper()]
-            optuna.create_study(study_name=optimizer, storage=storage, direction=direction, load_if_exists=True)
-            return SharedStudy(optimizer, storage, lock)
-
-    def _open(self, url: str) -> optuna.storages.RDBStorage:
-        try:
-            return optuna.storages.RDBStorage(
-                url,
-                engine_kwargs={"connect_args": {"timeout": 100}} if url.startswith("sqlite") else None,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=4 * HEARTBEAT,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3),
-            )
-        except (ImportError, SQLAlchemyError) as error:  # the URL is not repeated: it may hold a password
-            said = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"the sweep's `storage` cannot be opened ({said}); give a URL that optuna knows."
-            ) from error
+        return Queue(self.output_dir, self.storage, "sweep", self.direction).study(optimizer)
 
     @property
     def worst(self) -> float:

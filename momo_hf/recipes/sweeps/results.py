@@ -4,40 +4,31 @@ import math
 
 import optuna
 import pandas as pd
-from optuna.trial import FrozenTrial, TrialState
 
 from momo_hf.recipes.sweeps.config import Sweep, default_lr
-
-
-def finished(study: optuna.Study) -> dict[tuple[float, int], FrozenTrial]:
-    """The last finished trial of every learning rate and seed."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return {(t.params["learning_rate"], t.params["seed"]): t for t in trials}
+from momo_hf.recipes.sweeps.queue import finished, key
 
 
 def number_finished(sweep: Sweep, studies: dict[str, optuna.Study]) -> int:
     """How many points of the grids have a result."""
-    return sum(
-        lr in sweep.grids[name] and seed in sweep.seeds
-        for name, study in studies.items()
-        for lr, seed in finished(study)
-    )
+    done = {name: finished(study) for name, study in studies.items()}
+    return sum(key(point) in done[name] for name in studies for point in sweep.points(name))
 
 
 def collect(sweep: Sweep) -> pd.DataFrame:
     """One row per finished run: optimizer, learning_rate, seed, value (NaN if there is none), outcome, seconds, history."""
     rows = []
     for name in sweep.optimizers:
-        for (lr, seed), trial in sorted(finished(sweep.study(name)).items()):
-            attrs = trial.user_attrs
-            if lr in sweep.grids[name] and seed in sweep.seeds:
-                ok = attrs["outcome"] == "ok"
+        done = finished(sweep.study(name))
+        for point in sweep.points(name):
+            if key(point) in done:
+                trial = done[key(point)]
+                attrs = trial.user_attrs
                 rows.append(
                     {
                         "optimizer": name,
-                        "learning_rate": lr,
-                        "seed": seed,
-                        sweep.metric: trial.value if ok else math.nan,
+                        **point,
+                        sweep.metric: trial.value if attrs["outcome"] == "ok" else math.nan,
                         "outcome": attrs["outcome"],
                         "seconds": attrs.get("seconds"),
                         "history": attrs.get("history", []),

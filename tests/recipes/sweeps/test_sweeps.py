@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 import yaml
@@ -16,8 +17,10 @@ from optuna.trial import TrialState
 from momo_hf.recipes.errors import InputError
 from momo_hf.recipes.sweeps.config import default_lr, load_sweep
 from momo_hf.recipes.sweeps.figures import plot_sweep
-from momo_hf.recipes.sweeps.results import collect, decades, finished, summary
-from momo_hf.recipes.sweeps.running import command, point, reserve, work
+from momo_hf.recipes.sweeps.queue import Queue, finished, held_point, key, point, reserve
+from momo_hf.recipes.sweeps.queue import work as work_on
+from momo_hf.recipes.sweeps.results import collect, decades, summary
+from momo_hf.recipes.sweeps.running import command, work
 from tests.processes.progress import Progress
 from tests.processes.start import start
 
@@ -95,9 +98,9 @@ def test_every_run_is_a_result(sweep_file):
 
 WORKER = """
 import os, signal, sys, optuna
-from momo_hf.recipes.sweeps import config, running
+from momo_hf.recipes.sweeps import config, queue, running
 signal.signal(signal.SIGTERM, signal.default_int_handler)
-config.HEARTBEAT = 3
+queue.HEARTBEAT = 3
 if sys.argv[3:] == ["killed before its first heartbeat"]:
     optuna.storages.RDBStorage.record_heartbeat = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 running.work(config.load_sweep(sys.argv[1]), int(sys.argv[2]))
@@ -174,6 +177,35 @@ def test_workers_that_ask_at_once_never_get_one_trial(sweep_file):
     assert len(taken) == len(set(taken)) == 40
 
 
+def test_a_trial_that_nobody_queued_runs_nothing(sweep_file):
+    study = load_sweep(sweep_file).study("adamw")
+    first = {"learning_rate": 0.1, "seed": 0}
+    for one in (first, first, {"learning_rate": 0.1, "seed": 1}):
+        study.enqueue_trial(one)
+    # The fourth is what optuna makes where two workers saw the same last trial wait.
+    held = [held_point(study, study.ask().number) for _ in range(4)]
+    assert held == [first, None, {"learning_rate": 0.1, "seed": 1}, None]
+
+
+def test_what_is_wanted_may_follow_from_what_came_out_and_is_queued_once(tmp_path):
+    study, runs = Queue(tmp_path, None, "queue").study("study"), []
+
+    def wanted(name):
+        assert name == "study"
+        return [{"a": 1}, {"a": 2}] + [{"a": 3}] * (key({"a": 2}) in finished(study))
+
+    def run(name, trial, one):
+        runs.append(one["a"])
+        assert len(runs) < 5
+        if one["a"] == 1:
+            raise optuna.TrialPruned  # as where a worker is lost again and again: it leaves no result
+        return 0.5
+
+    work_on({"study": study}, wanted, run)
+    assert runs == [1, 2, 3] and set(finished(study)) == {key({"a": 2}), key({"a": 3})}
+    assert (tmp_path / "queue.sqlite3").is_file()
+
+
 def test_a_stopped_sweep_continues_and_a_point_that_is_queued_twice_runs_once(sweep_file, start_worker):
     held = sweep_file.parent / "wait-0.01-1"
     held.touch()
@@ -185,10 +217,10 @@ def test_a_stopped_sweep_continues_and_a_point_that_is_queued_twice_runs_once(sw
     before = runs(sweep_file)
     sweep = load_sweep(sweep_file)
     study = sweep.study("adamw")
-    reserve(sweep, "adamw", study)
+    reserve(study, sweep.points("adamw"))
     study.enqueue_trial({"learning_rate": 0.01, "seed": 1})  # as another machine may at the same moment
     # The point was given back when the worker stopped, and not by a heartbeat that failed to come.
-    states = [trial.state for trial in study.get_trials() if point(trial) == (0.01, 1)]
+    states = [trial.state for trial in study.get_trials() if point(trial) == {"learning_rate": 0.01, "seed": 1}]
     assert states == [TrialState.FAIL, TrialState.WAITING, TrialState.WAITING]
     work(sweep, 0)
     assert {name: len(finished(sweep.study(name))) for name in sweep.optimizers} == {"adamw": 8, "momo": 4}

@@ -1,0 +1,1 @@
+"""What several tasks share: how rows are made, and how a kind of model is measured."""
