@@ -55,7 +55,7 @@ class MuonAndAdamW(Optimizer):
                 self._parts.append(make(groups))
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # it refuses a closure
         """Take one step of each; a closure is refused."""
         if closure is not None:
             raise ValueError("step() takes no closure here.")

@@ -8,6 +8,9 @@ from functools import cache
 from pathlib import Path
 
 
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
 def fingerprint(files: Iterable[Path], package: str) -> str:
     """A short text that changes with the code of files and of what they import from a package, and of that in turn.
 
@@ -55,8 +58,7 @@ def _tree(file: Path) -> ast.Module:
 def _code(file: Path) -> str:
     tree = ast.parse(file.read_text("utf-8"))
     for node in ast.walk(tree):
-        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        if documented and ast.get_docstring(node, clean=False) is not None:
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
     return ast.dump(tree)
 
