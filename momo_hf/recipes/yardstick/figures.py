@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -31,11 +32,11 @@ def plot(plan: Plan, runs: pd.DataFrame, path: Path) -> Path:
     figure = Figure(figsize=(9, 2.2 + 0.27 * len(shown)), dpi=80, layout="constrained")
     axes = figure.subplots()
     for number, rival in enumerate(plan.rivals[1:]):
-        style = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number}", "markersize": 7, "linestyle": "none"}
+        style: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number}", "markersize": 7}
         if rival is plan.rivals[-1]:  # what one wants to know about
             style |= {"marker": "*", "color": "black", "markersize": 15}
         label = f"{rival.label}: {_mean(losses[rival.name])}"
-        axes.plot(shown[rival.name], range(len(shown)), label=label, clip_on=False, **style)
+        axes.plot(shown[rival.name], range(len(shown)), label=label, linestyle="none", clip_on=False, **style)
     axes.axvspan(1 / NEAR, NEAR, color="green", alpha=0.08)
     axes.axvline(1, color="0.2", linewidth=1)
     axes.set_xscale("log")

@@ -75,5 +75,5 @@ def fit(
 def set_mode(model: nn.Module, optimizer: Optimizer, training: bool) -> None:
     """Model and optimizer to training or to evaluation; an optimizer that averages exchanges the weights here."""
     model.train(training)
-    if hasattr(optimizer, "train"):
+    if hasattr(optimizer, "train") and hasattr(optimizer, "eval"):
         optimizer.train() if training else optimizer.eval()

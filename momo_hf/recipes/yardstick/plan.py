@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import optuna
 from optuna.trial import FrozenTrial
 
-from momo_hf.recipes.sweeps.queue import Point, Queue, finished, key
+from momo_hf.recipes.sweeps.queue import Point, Queue, SharedStudy, finished, key
 from momo_hf.recipes.yardstick.data import Places
 from momo_hf.recipes.yardstick.rivals import Rival
 from momo_hf.recipes.yardstick.task import Task
@@ -40,7 +39,7 @@ class Plan:
     output_dir: Path
     storage: str | None = None
 
-    def studies(self) -> dict[str, optuna.Study]:
+    def studies(self) -> dict[str, SharedStudy]:
         """The study of every task, by its name."""
         queue = Queue(self.output_dir, self.storage, "yardstick")
         return {task.name: queue.study(task.name) for task in self.tasks}
@@ -65,7 +64,7 @@ class Plan:
             points |= {key(point): point for _, point in grid}
         return list(points.values())
 
-    def progress(self, studies: dict[str, optuna.Study]) -> tuple[int, int]:
+    def progress(self, studies: dict[str, SharedStudy]) -> tuple[int, int]:
         """How many of the wanted runs are done, and how many are wanted so far."""
         number_done = number = 0
         for task in self.tasks:

@@ -91,8 +91,9 @@ class Rival:
             found = load(name)
             for part in inspect.getmro(found) if inspect.isclass(found) else [found]:
                 module = inspect.getmodule(part)
-                if getattr(module, "__file__", None):
-                    files[module.__package__ or module.__name__].add(Path(module.__file__))
+                file = getattr(module, "__file__", None)
+                if module is not None and file:
+                    files[module.__package__ or module.__name__].add(Path(file))
         return "-".join(fingerprint(files[package], package) for package in sorted(files))
 
 
@@ -147,8 +148,9 @@ def _read(path: Path) -> dict[str, Rival]:
         for option in row:
             if option not in allowed:
                 raise InputError(unknown_name(str(option), allowed), path, lines[name])
+        options: dict[str, Any] = {"title": name} | row
         try:
-            rivals[name] = Rival(name, **{"title": name} | row)
+            rivals[name] = Rival(name, **options)
         except InputError as error:
             raise InputError(str(error), path, lines[name]) from error
     return rivals

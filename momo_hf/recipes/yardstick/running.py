@@ -41,7 +41,8 @@ def run_trial(plan: Plan, task: Task, trial: Trial, point: Point) -> float:
     """One run; returns the held-out loss, or infinity if the run diverged or crashed, which is noted."""
     shown = {name: point[name] for name in ("optimizer", "learning_rate", "schedule", "seed")}
     logger.info(f"==== {task.name}, {', '.join(map(str, shown.values()))}")
-    start, results = time.perf_counter(), {"measures": {}}
+    start = time.perf_counter()
+    results: dict[str, Any] = {"measures": {}}
     try:
         results = train(task, read(task, plan.places), point)
         loss = results["measures"]["loss"]

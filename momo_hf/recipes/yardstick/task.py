@@ -112,6 +112,7 @@ def _own(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"the task {path} does not exist (looked for {path.absolute()})")
     spec = importlib.util.spec_from_file_location(f"yardstick_task_{path.stem}", path.absolute())
+    assert spec is not None and spec.loader is not None  # Python has a loader for every .py file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,5 +1,7 @@
 """Sentence pairs as tokens, and the Marian model that is pretrained on captions, to be fine-tuned."""
 
+from pathlib import Path
+
 import torch
 from datasets import Dataset, DatasetDict
 from torch.optim import AdamW
@@ -53,7 +55,7 @@ def to_fine_tune(places: Places) -> Data:
     captions, demo = read(str(places.folder("multi30k"))), read("demo")
     tokenizer = tokenizer_of(captions, demo)
 
-    def pretrain(folder):
+    def pretrain(folder: Path) -> None:
         torch.manual_seed(0)
         data, marian = tokenized(captions, tokenizer), small_marian(tokenizer)
         rows = batches(data, 32, PRETRAINING_STEPS, seed=0)

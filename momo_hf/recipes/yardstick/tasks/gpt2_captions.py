@@ -19,10 +19,20 @@ DATA = ("multi30k",)
 
 def new_gpt2(data: Data, layers: int, width: int) -> GPT2LMHeadModel:
     """A small GPT-2 without dropout."""
-    size = {"n_layer": layers, "n_embd": width, "n_head": 4, "n_positions": MAX_LENGTH, "vocab_size": len(data.parts)}
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    end = data.parts.eos_token_id
-    return GPT2LMHeadModel(GPT2Config(**size, **no_dropout, bos_token_id=end, eos_token_id=end))
+    return GPT2LMHeadModel(
+        GPT2Config(
+            n_layer=layers,
+            n_embd=width,
+            n_head=4,
+            n_positions=MAX_LENGTH,
+            vocab_size=len(data.parts),
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=data.parts.eos_token_id,
+            eos_token_id=data.parts.eos_token_id,
+        )
+    )
 
 
 def model(data: Data) -> GPT2LMHeadModel:

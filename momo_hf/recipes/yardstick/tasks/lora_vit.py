@@ -1,7 +1,10 @@
 """LoRA on a ViT: pretrained here on five classes of CIFAR-10, adapted to the other five."""
 
+from pathlib import Path
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from torch.optim import AdamW
 from transformers import ViTForImageClassification
 
@@ -25,7 +28,7 @@ PRETRAINING_STEPS = 2000
 def data(places: Places) -> Data:
     pictures_of = str(places.folder("cifar10"))
 
-    def pretrain(folder):
+    def pretrain(folder: Path) -> None:
         torch.manual_seed(0)
         known, vit = pictures(pictures_of, 32, 3, KNOWN), new_vit(len(KNOWN))
         rows = batches(known, 64, PRETRAINING_STEPS, seed=0)
@@ -39,6 +42,7 @@ def data(places: Places) -> Data:
 def model(data: Data) -> PeftModel:
     vit = ViTForImageClassification.from_pretrained(data.parts)
     # The new classes want a head of their own, which is trained as a whole.
+    assert isinstance(vit.classifier, nn.Linear)
     vit.classifier.reset_parameters()
     targets = ["q_proj", "v_proj"]
     return get_peft_model(vit, LoraConfig(r=8, lora_alpha=8, target_modules=targets, modules_to_save=["classifier"]))

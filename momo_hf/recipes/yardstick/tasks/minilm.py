@@ -31,7 +31,9 @@ def without_the_word(caption: str) -> tuple[str, int] | None:
 
 def checkpoint() -> Path:
     """The folder of the encoder in its package, which need not be imported."""
-    return Path(importlib.util.find_spec(PACKAGES[0]).submodule_search_locations[0]) / "model"
+    spec = importlib.util.find_spec(PACKAGES[0])
+    assert spec is not None and spec.submodule_search_locations is not None  # a task without its packages is left out
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def data(places: Places) -> Data:
