@@ -17,10 +17,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+
+if __name__ == "__main__":
+    print("Loading libraries ...", flush=True)
+
 import datasets
 import optuna
 import transformers
 
+from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import InputError, run_main
 from momo_hf.recipes.sweeps.workers import run_workers
 from momo_hf.recipes.yardstick.data import Places
@@ -130,4 +135,4 @@ def show(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    end(run_main(main))
