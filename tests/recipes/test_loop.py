@@ -69,7 +69,7 @@ def test_a_loop_shows_its_search_and_averages_no_steps_of_it(tmp_path):
     search = loop.optimizer.search
     assert json.loads((tmp_path / "whole" / "search.json").read_text()) == search._asdict()
     assert (tmp_path / "whole" / "search.png").exists()
-    assert loop.ema.optimization_step == 70 - search.steps
+    assert loop.ema.optimization_step == 70 - search.steps + 1  # its last step ends where training begins
     last = loop.history[-1]
     assert (
         last["learning_rate"]
@@ -81,8 +81,8 @@ def test_a_loop_shows_its_search_and_averages_no_steps_of_it(tmp_path):
 def test_a_loop_keeps_no_ema_where_the_optimizer_averages(tmp_path):
     loop, model = run_loop(tmp_path, optim_args="averaging=true", lr_scheduler_type="constant")
     assert loop.ema is None
-    z = [loop.optimizer.state[p]["z"] for p in model.parameters()]
     y = [p.detach().clone() for p in model.parameters()]
+    z = [p.detach() + loop.optimizer.state[p]["ahead"] for p in model.parameters()]
     with loop.evaluation():
         for p, ours, theirs in zip(model.parameters(), y, z):
             torch.testing.assert_close(p, (ours - 0.2 * theirs) / 0.8)
