@@ -7,7 +7,7 @@ from tests.scripts.conftest import documented
 
 
 ROWS = """
-adamw: {title: AdamW, optimizer: torch.optim:AdamW, learning_rates: [1e-3, 1e-1, 1]}
+adamw: {title: AdamW, optimizer: torch.optim:AdamW, learning_rates: [1e-2, 1e-1]}
 gone: {optimizer: no_such_package:Adam}
 auto: {optimizer: momo_hf:MomoAdam, arguments: {lr: auto, averaging: true}}
 """

@@ -39,7 +39,7 @@ from pathlib import Path
 from momo_hf.recipes.sweeps import queue
 from momo_hf.recipes.yardstick.running import work
 from tests.recipes.yardstick.test_resume import plan_of
-queue.HEARTBEAT = 3
+queue.HEARTBEAT = 1
 work(plan_of(Path(sys.argv[1])), 0)
 """
 
