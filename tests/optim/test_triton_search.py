@@ -1,6 +1,8 @@
 """The rule of the search in Triton, run by Triton's interpreter, against the same rule on tensors."""
 
 import math
+from itertools import pairwise
+from statistics import median
 
 import pytest
 import torch
@@ -96,6 +98,41 @@ def test_every_end(reason, how, start):
     assert REASONS[int(ours[0].ended)] == reason and ours[1].back and 0 < ours[0].cap < 100
     assert_same(ours[0], expected[0])
     assert_same(ours[1], expected[1])
+
+
+@pytest.mark.parametrize("k", [13, 20, 41, 58])
+@pytest.mark.parametrize("margin, reason", [(0.999, ""), (1.001, "overshoot")])
+def test_the_signal_is_compared_with_the_median_of_distances(k, margin, reason):
+    state, left = filled(k)
+    distances = [abs(x - y) for x, y in pairwise([*left[1:], 0.1])]
+    highest = search.CERTAIN * median(distances) / search.MEDIAN_DISTANCE * (k - 3) ** 0.5 * margin
+    state = state._replace(highest=torch.tensor(highest), highest_step=torch.tensor(k - 3.0))
+    one = torch.tensor(1.0)
+    state, _ = scalars.next_move(state, one, torch.tensor(0.1), one, one, lb=0.0, start=1e-6)
+    assert REASONS[int(state.ended)] == reason
+
+
+@pytest.mark.parametrize("k", [13, 20, 41, 58])
+@pytest.mark.parametrize("margin, reason", [(0.999, ""), (1.001, "harm")])
+def test_the_last_samples_are_compared_with_the_median_of_all(k, margin, reason):
+    state, _ = filled(k)
+    samples = [float(i % 7 + 1) for i in range(k)]
+    for i in range(-3, 0):  # most of the last five, but the last one is not in the state yet
+        samples[i] = margin * search.JUMP * median([*samples[:-3], *3 * [1e9]])
+    state.samples[: k - 1] = torch.tensor(samples[:-1])
+    one = torch.tensor(1.0)
+    state, _ = scalars.next_move(state, one, one, one, torch.tensor(samples[-1]), lb=0.0, start=1e-6)
+    assert REASONS[int(state.ended)] == reason
+
+
+def filled(k):
+    """A search before step k, which has found nothing, and what its steps have left of the slope."""
+    generator = torch.Generator().manual_seed(k)
+    left = torch.cat([torch.tensor([math.nan]), torch.randn(k - 2, generator=generator)])
+    state = new_search(torch.zeros(()))
+    state.left[: k - 1], state.samples[: k - 1] = left, 1.0
+    state = state._replace(steps=torch.tensor(k - 1.0), start=torch.tensor(1e-6), norm=torch.tensor(1.0))
+    return state._replace(total=torch.tensor(-1e3)), left.tolist()
 
 
 @pytest.mark.parametrize("kappa", [0.0, -0.5, math.nan, math.inf])

@@ -38,7 +38,7 @@ def flag(pointer):
 def debias(step, log_beta: tl.constexpr):
     """1 - β^k. Near 0 by the series of expm1, because the plain formula loses five digits there."""
     x = step * log_beta
-    series = 1 + x / 6 * (1 + x / 7 * (1 + x / 8 * (1 + x / 9)))
+    series = 1 + x / 6 * (1 + x / 7)
     series = -x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * series))))
     return tl.where(x > -0.5, series, 1 - tl.exp(x))
 
