@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
     def serves(self, kind: type[Kind], method: Method) -> bool:
         """Whether the set does what the method says: a subclass that overrides a function is another method."""
-        names = ("buffers", "update", "direction", "corrections")
+        names = ("buffers", "update", "direction", "corrections", "sample")
         same = self.method is None or all(getattr(type(method), n) is getattr(self.method, n) for n in names)
         return same and (self.kind is None or kind is self.kind)
 
