@@ -1,7 +1,7 @@
 """MoMo and MoMo-Adam for transformers, accelerate and diffusers.
 
-Importing this package makes `TrainingArguments(optim="momo")`, `optim="momo_adam"` and `optim="momo_adam_auto"` valid,
-and hands the loss of every `Accelerator.backward` to the MoMo optimizer that the Accelerator prepared. That is done
+Importing this package makes `TrainingArguments(optim="momo_adam")` and the other names of `integrations.names`
+valid, and hands the loss of every `Accelerator.backward` to the MoMo optimizer that the Accelerator prepared. That is done
 when transformers and accelerate are imported, before or after; this package alone takes as long as torch.
 """
 
@@ -9,12 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from momo_hf import integrations
-from momo_hf.optim import Method, Momo, MomoAdam, MomoOptimizer
+from momo_hf.optim import Method, Momo, MomoAdam, MomoMuon, MomoOptimizer
 
 
 if TYPE_CHECKING:
     from momo_hf.integrations.accelerate import momo_metrics
     from momo_hf.integrations.callback import MomoCallback
+    from momo_hf.integrations.groups import muon_groups
     from momo_hf.integrations.seq2seq import MomoSeq2SeqTrainer
     from momo_hf.integrations.smoothing import label_smoothing_bound
     from momo_hf.integrations.transformers import MomoTrainer, MomoTrainerMixin, momo_kwargs
@@ -26,6 +27,7 @@ __all__ = [
     "Momo",
     "MomoAdam",
     "MomoCallback",
+    "MomoMuon",
     "MomoOptimizer",
     "MomoSeq2SeqTrainer",
     "MomoTrainer",
@@ -33,6 +35,7 @@ __all__ = [
     "label_smoothing_bound",
     "momo_kwargs",
     "momo_metrics",
+    "muon_groups",
 ]
 
 integrations.install()
@@ -47,6 +50,7 @@ def __getattr__(name: str) -> Any:
         "MomoSeq2SeqTrainer": "seq2seq",
         "label_smoothing_bound": "smoothing",
         "momo_metrics": "accelerate",
+        "muon_groups": "groups",
     }
     module = elsewhere.get(name, "transformers")
     return getattr(importlib.import_module(f"momo_hf.integrations.{module}"), name)

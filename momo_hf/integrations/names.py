@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers.training_args import OptimizerNames
 
-from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
+from momo_hf.optim import Momo, MomoAdam, MomoMuon, MomoOptimizer
 
 
 # What a name makes: a class, and options that the arguments go on top of.
@@ -12,6 +12,8 @@ METHODS: dict[str, tuple[type[MomoOptimizer], dict[str, Any]]] = {
     "momo": (Momo, {}),
     "momo_adam": (MomoAdam, {}),
     "momo_adam_auto": (MomoAdam, {"lr": "auto", "averaging": True}),
+    "momo_muon": (MomoMuon, {}),
+    "momo_muon_auto": (MomoMuon, {"lr": "auto", "averaging": True}),
 }
 
 # What a MomoTrainer takes where nothing was chosen: by the evidence in configs/sweeps the best of those without a learning rate

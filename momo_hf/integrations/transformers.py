@@ -1,4 +1,4 @@
-"""What `optim="momo"`, `"momo_adam"` and `"momo_adam_auto"` make in a Trainer, and trainers that show what they do."""
+"""What `optim="momo_adam"` and the other names make in a Trainer, and trainers that show what they do."""
 
 import inspect
 import logging
@@ -11,12 +11,13 @@ from transformers.training_args import OptimizerNames
 
 from momo_hf.integrations.accelerate import averaged_weights, unwrap_optimizer
 from momo_hf.integrations.callback import MomoCallback
+from momo_hf.integrations.groups import muon_groups
 from momo_hf.integrations.learning_rate import left_alone, nothing_chosen
 from momo_hf.integrations.model_card import extract_hyperparameters
 from momo_hf.integrations.names import BEST, METHODS
 from momo_hf.integrations.smoothing import watch_smoothing
 from momo_hf.integrations.wrapping import wrap_once
-from momo_hf.optim import MomoOptimizer
+from momo_hf.optim import MomoMuon, MomoOptimizer
 from momo_hf.optim.steps.search import AUTO
 
 
@@ -95,6 +96,14 @@ def _kwargs_by_name(
             f"learning_rate={args.learning_rate:g} was given, so it is the upper bound of the step size, and none is "
             "searched for. Leave learning_rate out to have it found."
         )
+    if issubclass(cls, MomoMuon):
+        if args.deepspeed_plugin is not None:
+            raise ValueError(
+                f"optim={args.optim!r} needs whole matrices, and ZeRO has flat parts of them: launch with "
+                "configs/accelerate/fsdp2.yaml, or take optim=momo_adam."
+            )
+        if model is not None:
+            kwargs["params"] = muon_groups(model, args.weight_decay)
     if args.deepspeed_plugin is not None and preset.get("averaging"):
         kwargs["averaging"] = False
         say("Under DeepSpeed the iterates are not averaged, so take a schedule that decays, such as linear.")

@@ -11,7 +11,7 @@ from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group
 from momo_hf.optim.steps.averaged import AVERAGES
 from momo_hf.optim.steps.modelled import MODEL
-from momo_hf.optim.steps.ramp import ORIGIN, SEARCH, check_origins, with_origins
+from momo_hf.optim.steps.ramp import LAST, ORIGIN, SEARCH, check_origins, with_origins
 from momo_hf.optim.tensors.buckets import method_of
 
 
@@ -19,7 +19,7 @@ from momo_hf.optim.tensors.buckets import method_of
 SCALARS = (*MODEL.keys, *AVERAGES.keys, *SEARCH.keys, "effective_lr", "lr_max", "train_mode")
 # What a parameter's state may have: "start" where it joined late, the others by averaging and search; "z" is of versions
 # before z - y.
-OPTIONAL = ("start", "y", "z", "ahead", "exp_avg", ORIGIN)
+OPTIONAL = ("start", "y", "z", "ahead", "exp_avg", ORIGIN, LAST)
 
 
 def completed(

@@ -23,6 +23,8 @@ class Method:
             are given stacks of parameters of one shape, (parameters, *shape).
         costly: whether `direction` is dear, so that a step computes it once and keeps it, which takes as much memory as
             the parameters.
+        keeps_momentum: whether a step that averages the iterates goes along the momentum too, of gradients at y. Without, it
+            goes along the gradient, which is enough where the direction is linear in it: the averaging itself smooths.
         ramp_start: the size of the first step of a search for the cap (`lr="auto"`), about a ten thousandth of any that
             is good. None makes it from the first loss and gradient, which is right for a step that is proportional to the
             gradient; a method whose direction does not grow with the gradient has a number of its own.
@@ -31,6 +33,7 @@ class Method:
     buffers: tuple[str, ...] = ()
     whole: bool = False
     costly: bool = False
+    keeps_momentum: bool = False
     ramp_start: float | None = None
 
     def update(self, grad: Tensor, buffers: Buffers, options: Options) -> Buffers:

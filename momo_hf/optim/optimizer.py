@@ -17,7 +17,7 @@ from momo_hf.optim.method import Method
 from momo_hf.optim.rates import Rates
 from momo_hf.optim.record import SHARED_OPTIONS, beta_of, home_of, scalar
 from momo_hf.optim.state import has_gradients, init_state, is_probe, show, widen
-from momo_hf.optim.steps.averaged import EVAL_MODE, Averaged, fit_iterates, put, share_of
+from momo_hf.optim.steps.averaged import EVAL_MODE, SHARE, Averaged, fit_iterates, put, share_of
 from momo_hf.optim.steps.driver import take_step
 from momo_hf.optim.steps.given import Given
 from momo_hf.optim.steps.kind import Kind
@@ -49,9 +49,11 @@ class MomoOptimizer(LossIntake, Optimizer):
     Attributes:
         methods: the methods that the parameters of a group can have, by the name that is its option `method`; where there
             is one alone, groups have no such option.
+        averaging_default: what `averaging=True` stands for.
     """
 
     methods: ClassVar[Mapping[str, Method]] = {"momentum": Method()}
+    averaging_default: ClassVar[float] = SHARE
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "MomoOptimizer":
         _leave_step_untraced()
@@ -232,7 +234,7 @@ class MomoOptimizer(LossIntake, Optimizer):
                 self._verdict.tell()
         self._verdict = None
         if self.averages and not self._searching and not self._fits:
-            fit_iterates(self.param_groups, self.state, self.trains, self._probed)
+            fit_iterates(self.param_groups, self.state, self.methods, self.trains, self._probed)
             self._fits = True
         self._probed = False
 
@@ -251,7 +253,7 @@ class MomoOptimizer(LossIntake, Optimizer):
         try:
             auto = join_search(group, None if first else groups[0])
             self.check_options(group)
-            group["averaging"] = share_of(group["averaging"])
+            group["averaging"] = share_of(group["averaging"], self.averaging_default)
             check_one_model(group, groups[0])
         except ValueError:
             groups.pop()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group, home_of, keep
-from momo_hf.optim.steps.averaged import AVERAGES, first_iterates
+from momo_hf.optim.steps.averaged import AVERAGES, averages_of, first_iterates
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.ramp import SEARCH, first_origin
 from momo_hf.optim.tensors.buckets import method_of
@@ -49,14 +49,14 @@ def init_state(groups: list[Group], state: State, methods: Mapping[str, Method],
                 # Parameters that join a running model share one count of the steps before; the others need none.
                 late = {"start": groups[0]["step"].clone()} if running else {}
             dtype = torch.promote_types(p.dtype, torch.float32)
-            buffers = method_of(group, methods).buffers
+            method = method_of(group, methods)
             if searches:
-                own = first_origin(p)
+                own, zeros = first_origin(p, method), method.buffers
             elif averages:
-                own = first_iterates(p)
+                own, zeros = first_iterates(p), averages_of(method)
             else:
-                own = {"exp_avg": torch.zeros_like(p, dtype=dtype)}
-            state[p] = own | {name: torch.zeros_like(p, dtype=dtype) for name in buffers} | late
+                own, zeros = {}, ("exp_avg", *method.buffers)
+            state[p] = own | {name: torch.zeros_like(p, dtype=dtype) for name in zeros} | late
 
 
 def widen(groups: list[Group]) -> None:

@@ -15,6 +15,7 @@ from momo_hf.optim.steps.kind import Access, How, Kind, Now, Tensors
 from momo_hf.optim.tensors import chunks
 from momo_hf.optim.tensors.buckets import Bucket
 from momo_hf.optim.tensors.chunks import Piece
+from momo_hf.optim.tensors.gathered import Gathered
 
 
 # Tensors in one call of a compiled function; only this number and 1 occur, so that it is compiled twice and not more.
@@ -44,7 +45,7 @@ class Compiled(Plain):
 
     @classmethod
     def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
-        if not (bucket.group["compile"] and bucket.moves):
+        if not (bucket.group["compile"] and bucket.moves) or isinstance(bucket.method, Gathered):
             return bucket.empty, bucket
         if bucket.method.whole:
             return bucket.split(lambda row: row[0].numel() >= chunks.PACKED)

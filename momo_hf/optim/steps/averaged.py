@@ -20,11 +20,11 @@ from momo_hf.optim.kernels import scalars
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group, Record
 from momo_hf.optim.steps.averaged_model import AveragedStep, AveragedSums, AverageState
-from momo_hf.optim.steps.elementwise import buffers_of, inner_product, take_in, zero_unless
+from momo_hf.optim.steps.elementwise import buffers_of, corrected, inner_product, lerp, take_in, zero_unless
 from momo_hf.optim.steps.given import Beginning, Given, settings_of
 from momo_hf.optim.steps.kind import Access, How, Kind, Now, Tensors
 from momo_hf.optim.steps.modelled import MODEL
-from momo_hf.optim.tensors.buckets import Bucket
+from momo_hf.optim.tensors.buckets import Bucket, method_of
 from momo_hf.optim.tensors.chunks import pieces
 from momo_hf.optim.tensors.sharding import local
 
@@ -51,7 +51,8 @@ class Averaged(Kind):
         y = (1-β) z + β x,    τ = min(lr, avg[f(y) - lb + <g, z - y>]_+ / avg<g, D^{-1} g>)
         z <- (z - τ D^{-1} g) / (1 + lr λ),    x <- x + (w / Σ w) (z - x)
 
-    β is `averaging`, or 0.8 where that is True; the averages in τ have the method's own β1.
+    β is `averaging`, or 0.8 where that is True (`averaging_default` of the optimizer); the averages in τ have the method's own
+    β1. A method with `keeps_momentum` goes along u = direction(d̂) of the momentum of the gradients at y instead of D^{-1} g.
 
     The parameters hold y in training, and x from `optimizer.eval()` to `optimizer.train()`. x is what is to be evaluated,
     sampled from and saved. Trainer does so by itself; in other loops both calls stand beside those of the model, on every
@@ -84,33 +85,35 @@ class Averaged(Kind):
 
     @staticmethod
     def roles(method: Method) -> tuple[str, ...]:
-        return ("y", "ahead", *method.buffers)
+        return ("y", "ahead", *averages_of(method))
 
     @staticmethod
     def first_access(method: Method, how: How) -> Access:
-        reads = ("grad", "ahead", *method.buffers, *(("y",) if how.decays and how.divide else ()))
-        return Access(reads, method.buffers if how.known else ())
+        reads = ("grad", "ahead", *averages_of(method), *(("y",) if how.decays and how.divide else ()))
+        return Access(reads, averages_of(method) if how.known else ())
 
     @staticmethod
     def second_access(method: Method, how: How) -> Access:
-        written = () if how.known and how.moves else method.buffers
+        averages = averages_of(method)
+        written = () if how.known and how.moves else averages
         if not how.moves:
-            return Access(("grad", *method.buffers), written)
+            return Access(("grad", *averages), written)
         rounds = how.stored != torch.promote_types(how.stored, torch.float32)
-        return Access(
-            ("grad", "ahead", "y", *method.buffers), (*written, "ahead", "y", *(("param",) if rounds else ()))
-        )
+        return Access(("grad", "ahead", "y", *averages), (*written, "ahead", "y", *(("param",) if rounds else ())))
 
     @staticmethod
     def first(method: Method, tensors: Tensors, now: Now, how: How) -> tuple[Tensor, ...]:
         grad, ahead, zero = tensors["grad"], tensors["ahead"], torch.zeros_like(now.weight)
         if now.usable is None:
             buffers = method.update(grad, buffers_of(method, tensors), now.options)
-            written = sum((buffers[name].sum() for name in method.buffers), zero)
+            momentum = lerp(tensors["exp_avg"], grad, now.weight) if method.keeps_momentum else None
+            new = [*buffers.values(), *([] if momentum is None else [momentum])]
+            written = sum((value.sum() for value in new), zero)
         else:
-            take_in(method, tensors, now, now.usable, momentum=False)
-            buffers, written = buffers_of(method, tensors), zero
-        direction = method.direction(grad, buffers, now.options)  # u
+            take_in(method, tensors, now, now.usable, momentum=method.keeps_momentum)
+            buffers, momentum, written = buffers_of(method, tensors), tensors.get("exp_avg"), zero
+        vector = grad if momentum is None else corrected(momentum, now.rho)
+        direction = method.direction(vector, buffers, now.options)  # u
         if method.costly:
             tensors["direction"] = direction
         step = inner_product(grad, ahead)
@@ -123,12 +126,13 @@ class Averaged(Kind):
     ) -> tuple[Tensor, ...]:
         to_x, reach, decay, to_y, kept, ok = numbers
         if not (how.known and how.moves):
-            take_in(method, tensors, now, ok, momentum=False)
+            take_in(method, tensors, now, ok, momentum=method.keeps_momentum)
         if not how.moves:
             return ()
         direction = tensors.get("direction")
         if direction is None:
-            direction = method.direction(tensors["grad"], buffers_of(method, tensors), now.options)
+            vector = corrected(tensors["exp_avg"], now.rho) if method.keeps_momentum else tensors["grad"]
+            direction = method.direction(vector, buffers_of(method, tensors), now.options)
         y, ahead = tensors["y"], tensors["ahead"]
         pull = y * (how.share * decay) if how.decays and not how.divide else None
         y.addcmul_(ahead, to_x)  # x
@@ -177,6 +181,11 @@ class Averaged(Kind):
 # ---- The state ----
 
 
+def averages_of(method: Method) -> tuple[str, ...]:
+    """The entries of a parameter's state that take in its gradients."""
+    return (*(("exp_avg",) if method.keeps_momentum else ()), *method.buffers)
+
+
 def first_iterates(param: Tensor) -> dict[str, Tensor]:
     """z - y, and y where the parameter cannot hold it, of a parameter that gets its first gradient: all are one point."""
     dtype = torch.promote_types(param.dtype, torch.float32)
@@ -213,20 +222,26 @@ def put(groups: list[Group], state: Mapping[Tensor, dict[str, Tensor]], train: b
 
 
 def fit_iterates(
-    groups: list[Group], state: MutableMapping[Tensor, dict[str, Tensor]], trains: bool, probed: bool
+    groups: list[Group],
+    state: MutableMapping[Tensor, dict[str, Tensor]],
+    methods: Mapping[str, Method],
+    trains: bool,
+    probed: bool,
 ) -> None:
     """Take over the iterates of a loaded state: of an earlier version, which had z in the place of z - y, or of parameters
-    in another dtype, which have or have not a y of their own.
+    in another dtype, which have or have not a y of their own. The momentum of a method that keeps none is dropped, and begins
+    at 0 where one is to be kept.
 
     Args:
         groups: parameter groups.
         state: of their parameters.
+        methods: by the names that groups have as their `method`.
         trains: whether the parameters hold y.
         probed: whether the state was made for torch.distributed.checkpoint, perhaps before the weights were loaded, so
             that the average begins at the parameters as they are.
     """
     for group in groups:
-        share = group["averaging"]
+        share, keeps_momentum = group["averaging"], method_of(group, methods).keeps_momentum
         for p in filter(state.__contains__, group["params"]):
             entry, held = state[p], p.detach()
             if probed:
@@ -239,20 +254,24 @@ def fit_iterates(
             elif "y" not in entry:
                 y = held.to(entry["ahead"].dtype, copy=True)
                 entry["y"] = y if trains else y.add_(entry["ahead"], alpha=1 / share - 1)
+            if keeps_momentum:
+                entry.setdefault("exp_avg", torch.zeros_like(entry["ahead"]))
+            else:
+                entry.pop("exp_avg", None)
 
 
-def share_of(averaging: bool | float) -> bool | float:
-    """β for the option `averaging`, or False.
+def share_of(averaging: bool | float, default: float = SHARE) -> bool | float:
+    """β for the option `averaging`, or False; `default` where it is True.
 
     Raises:
         ValueError: it is neither a flag nor a number between 0 and 1.
     """
     if averaging is True or averaging is False:
-        return averaging and SHARE
+        return averaging and default
     if not (isinstance(averaging, Real) and 0 < averaging < 1):
         raise ValueError(
             "`averaging` must be True, False or a number in (0, 1), the share of the average in the point where gradients "
-            f"are taken, got {averaging!r}. True stands for {SHARE}."
+            f"are taken, got {averaging!r}. True stands for {default}."
         )
     return float(averaging)
 

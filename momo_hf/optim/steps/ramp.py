@@ -42,6 +42,8 @@ from momo_hf.optim.tensors.sharding import local
 SEARCH = Record(SearchState, "search_")
 # The entry of a parameter's state that holds its value from before the search.
 ORIGIN = "origin"
+# That of its last direction u_{k-1}, where the method is costly.
+LAST = "last_direction"
 
 
 class Ramp(Kind):
@@ -59,23 +61,25 @@ class Ramp(Kind):
 
     @staticmethod
     def roles(method: Method) -> tuple[str, ...]:
-        return ("exp_avg", ORIGIN, *method.buffers)
+        return ("exp_avg", ORIGIN, *method.buffers, *last_of(method))
 
     @staticmethod
     def first_access(method: Method, how: How) -> Access:
         averages = ("exp_avg", *method.buffers)
-        return Access(("grad", *averages), averages if how.known else ())
+        return Access(("grad", *averages, *last_of(method)), averages if how.known else ())
 
     @staticmethod
     def second_access(method: Method, how: How) -> Access:
-        written = ("param", ORIGIN, "exp_avg", *method.buffers)
+        written = ("param", ORIGIN, "exp_avg", *method.buffers, *last_of(method))
         return Access(written if how.known else ("grad", *written), written)
 
     @staticmethod
     def first(method: Method, tensors: Tensors, now: Now, how: How) -> tuple[Tensor, ...]:
         grad = tensors["grad"]
-        before = corrected(tensors["exp_avg"], now.rho_before)
-        before = method.direction(before, buffers_of(method, tensors), now.options_before or now.options)  # u_{k-1}
+        before = tensors.get(LAST)  # u_{k-1}
+        if before is None:
+            before = corrected(tensors["exp_avg"], now.rho_before)
+            before = method.direction(before, buffers_of(method, tensors), now.options_before or now.options)
         slope = inner_product(grad, before)
         if now.usable is None:
             momentum, buffers = averages_after(method, tensors, now)
@@ -97,11 +101,13 @@ class Ramp(Kind):
         if not how.known:
             momentum, buffers = averages_after(method, tensors, now)
             new = {"exp_avg": momentum, **buffers}
-            averages = {name: torch.where(ok, new[name], old) for name, old in averages.items()}
+            averages |= {name: torch.where(ok, value, tensors[name]) for name, value in new.items()}
         direction = tensors.get("direction")
         if direction is None:
             buffers = {name: averages[name] for name in method.buffers}
             direction = method.direction(corrected(averages["exp_avg"], now.rho), buffers, now.options)
+        if LAST in tensors:
+            averages[LAST] = torch.where(ok, direction, tensors[LAST])
         param = tensors["param"]
         origin = torch.where(begins, param, tensors[ORIGIN])
         tensors[ORIGIN] = origin
@@ -138,10 +144,16 @@ class Ramp(Kind):
 # ---- The state ----
 
 
-def first_origin(param: Tensor) -> dict[str, Tensor]:
-    """The momentum and the origin of a parameter that gets its first gradient during a search."""
+def last_of(method: Method) -> tuple[str, ...]:
+    """The entry of the last direction, where it would be dear to form it again."""
+    return (LAST,) if method.costly else ()
+
+
+def first_origin(param: Tensor, method: Method) -> dict[str, Tensor]:
+    """What a parameter has that gets its first gradient during a search: a momentum, the origin, perhaps a last direction."""
     dtype = torch.promote_types(param.dtype, torch.float32)
-    return {"exp_avg": torch.zeros_like(param, dtype=dtype), ORIGIN: param.detach().to(dtype, copy=True)}
+    zeros = {name: torch.zeros_like(param, dtype=dtype) for name in ("exp_avg", *last_of(method))}
+    return zeros | {ORIGIN: param.detach().to(dtype, copy=True)}
 
 
 def join_search(group: Group, head: Group | None) -> bool:
@@ -190,10 +202,9 @@ def resume_ramp(state: MutableMapping[Tensor, dict[str, Tensor]], searches: bool
                 entry[ORIGIN] = entry.pop("z")
             continue
         entry.pop(ORIGIN, None)
-        if averages and "exp_avg" in entry:
-            momentum = entry.pop("exp_avg")
-            if "z" not in entry:
-                entry.setdefault("ahead", momentum)
+        entry.pop(LAST, None)
+        if averages and "z" not in entry and "ahead" not in entry:
+            entry["ahead"] = entry.pop("exp_avg")
 
 
 def with_origins(state_dict: dict[str, Any], params: Iterable[Tensor], averages: bool) -> dict[str, Any]:
@@ -201,7 +212,7 @@ def with_origins(state_dict: dict[str, Any], params: Iterable[Tensor], averages:
 
     torch.distributed.checkpoint fills the state of a fresh optimizer, which cannot know what is going to come.
     """
-    names = (ORIGIN, "exp_avg", *(("ahead",) if averages else ()))
+    names = (ORIGIN, LAST, "exp_avg", *(("ahead",) if averages else ()))
     entries = {}
     for p, (key, entry) in zip(params, state_dict["state"].items()):
         stands = entry["ahead"] if "ahead" in entry else entry["exp_avg"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import beta_of
 from momo_hf.optim.tensors.chunks import Piece, pieces, stacks
+from momo_hf.optim.tensors.gathered import Gathered, gathered, parts_of
 from momo_hf.optim.tensors.sharding import Layout, dtensor_type, local, same_layout_gradient
 
 
@@ -77,6 +78,8 @@ class Bucket:
 
     def pieces(self) -> list[Piece]:
         """All tensors, as the method can see them."""
+        if isinstance(self.method, Gathered):
+            return list(stacks(self.roles, self.dtype, self.method.shape, self.method.holders))
         if self.method.whole:
             return list(stacks(self.roles, self.dtype))
         return list(pieces(self.roles, self.dtype, self.group["foreach"] is not False))
@@ -115,12 +118,13 @@ def sort_into_buckets(
         layouts: how each parameter is split over processes, in the order of the groups.
 
     Raises:
-        RuntimeError: a gradient is sparse or complex; a method needs whole parameters, and has parts of them.
+        RuntimeError: a gradient is sparse or complex; a method needs whole parameters, and has flat parts of them.
     """
     members: dict[tuple, list[tuple[Tensor, Tensor | None, dict[str, Tensor]]]] = {}
     layouts, dtensor = iter(layouts), dtensor_type()
     none: dict[str, Tensor] = {}
     first: dict[tuple, int] = {}
+    own = [method_of(group, methods) for group in param_groups]
     for index, group in enumerate(param_groups):
         alike: Any = tuple(tuple(v) if isinstance(v, list) else v for v in (group[name] for name in options))
         alike = first.setdefault(alike, index)  # a short key for what all these parameters share
@@ -137,20 +141,25 @@ def sort_into_buckets(
                     f"build the parameter with {fix}."
                 )
             start = id(entry.get("start"))  # one tensor for all that joined together
-            key = (alike, p.device, p.dtype, layout, dtensor and isinstance(p, dtensor), grad is not None, start)
+            parts = parts_of(p, own[index]) if layout is not None and own[index].whole else None
+            key = (
+                alike,
+                p.device,
+                p.dtype,
+                layout,
+                dtensor and isinstance(p, dtensor),
+                grad is not None,
+                start,
+                parts,
+            )
             alike_members = members.get(key)
             if alike_members is None:
                 alike_members = members[key] = []
             alike_members.append((p, grad, entry))
     buckets = []
-    for (index, _, _, layout, sharded, moves, _), rows in members.items():
+    for (index, _, _, layout, sharded, moves, _, parts), rows in members.items():
         group = param_groups[index]
-        method = method_of(group, methods)
-        if method.whole and layout is not None:
-            raise RuntimeError(
-                f"{type(method).__name__} needs whole parameters, and one of shape {tuple(rows[0][0].shape)} is split over "
-                "processes: train under DistributedDataParallel, or give these parameters a method that works element by element."
-            )
+        method = own[index] if parts is None else gathered(own[index], parts)
         grads = [torch.zeros_like(p) if grad is None else grad for p, grad, _ in rows]
         if sharded and moves:
             grads = [same_layout_gradient(p, grad) for (p, _, _), grad in zip(rows, grads)]
@@ -158,8 +167,8 @@ def sort_into_buckets(
         roles |= {role: [entry.get(role, p) for p, _, entry in rows] for role in roles_of(method)}
         if sharded:
             roles = {role: [local(t) for t in column] for role, column in roles.items()}
-        own = {name: group[name] for name in options if name not in SHARED_BY_METHODS}
-        buckets.append(Bucket(index, group, method, own, layout, moves, rows[0][2].get("start"), roles))
+        its = {name: group[name] for name in options if name not in SHARED_BY_METHODS}
+        buckets.append(Bucket(index, group, method, its, layout, moves, rows[0][2].get("start"), roles))
     return buckets
 
 

@@ -100,20 +100,24 @@ class Stack(Piece):
             torch._foreach_copy_(tensors, list(flat.unbind()))
 
 
-def stacks(roles: dict[str, list[Tensor]], dtype: torch.dtype, size: int = DEVICE_PIECE) -> Iterator[Stack]:
-    """Collect tensors of one shape, as many as have `size` elements together, or one.
+def stacks(
+    roles: dict[str, list[Tensor]], dtype: torch.dtype, shape: torch.Size | None = None, holders: int = 1
+) -> Iterator[Stack]:
+    """Collect tensors of one shape, as many as have the elements of a large piece together, or one; for every process.
 
     Args:
         roles: for every role one tensor per parameter, in the same order.
         dtype: the dtype to compute in.
-        size: elements of a stack.
+        shape: of the whole tensors, where these are parts of tensors of one shape, perhaps empty ones.
+        holders: the number of processes that share them, if so.
     """
     by_shape: dict[torch.Size, list[tuple[Tensor, ...]]] = {}
     for row in zip(*roles.values()):
-        if row[0].numel():
+        if shape is not None or row[0].numel():
             by_shape.setdefault(row[0].shape, []).append(row)
-    for shape, rows in by_shape.items():
-        for together in batches(rows, size - shape.numel() + 1, lambda row: row[0].numel()):
+    for own, rows in by_shape.items():
+        count = holders * max(1, DEVICE_PIECE // (own if shape is None else shape).numel())
+        for together in (rows[i : i + count] for i in range(0, len(rows), count)):
             yield Stack({role: list(column) for role, column in zip(roles, zip(*together))}, dtype)
 
 

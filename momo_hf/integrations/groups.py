@@ -1,0 +1,73 @@
+"""Which parameters of a model Muon takes, and which are Adam's."""
+
+import math
+from typing import Any
+
+from torch import nn
+from transformers.trainer_pt_utils import get_parameter_names
+
+
+# The shorter side of a matrix of Muon, and how much longer the other one may be. A matrix that is nearly a vector, as those of
+# LoRA, has little to orthogonalise. The kernel of a convolution is the matrix (out, in · height · width).
+NARROW, LONG, LONG_KERNEL = 16, 8, 18
+# Names of parameters without weight decay, as Trainer has them.
+UNDECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+
+Groups = list[dict[str, Any]]
+
+
+def muon_groups(model: nn.Module, weight_decay: float = 0.0) -> Groups:
+    """Divide a model for `MomoMuon`: Muon for hidden matrices and kernels of convolutions, Adam for all else.
+
+    All else is embeddings; the output layer, tied or not (where a model does not name it by `get_output_embeddings`, as
+    those of transformers do, its last matrix); biases, norms and whatever has one dimension; matrices with a side below 16,
+    and those more than 8 times as long as wide (kernels 18 times), such as LoRA's. Frozen parameters are left out.
+
+    Args:
+        model: the model, before or after it was sharded.
+        weight_decay: of all parameters that decay under Trainer: not of biases and norms.
+
+    Returns:
+        Parameter groups with `params`, `method` and `weight_decay`, none of them empty.
+
+    Raises:
+        ValueError: a parameter that is to be trained is no tensor of floating-point numbers, for example a quantised weight.
+
+    Example:
+        >>> optimizer = MomoMuon(muon_groups(model, weight_decay=0.1), lr="auto", averaging=True)
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, p in trained.items():
+        if not p.is_floating_point():
+            raise ValueError(
+                f"{name} is trained and has dtype {p.dtype}, which no optimizer steps on: freeze it by requires_grad_(False)."
+            )
+    decayed = set(get_parameter_names(model, [nn.LayerNorm], UNDECAYED))
+    apart = _ends_of(model)
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, p in trained.items():
+        method = "muon" if id(p) not in apart and _is_matrix(p) else "adam"
+        groups.setdefault((method, name in decayed), []).append(p)
+    return [
+        {"params": params, "method": method, "weight_decay": weight_decay if decays else 0.0}
+        for (method, decays), params in groups.items()
+    ]
+
+
+def _ends_of(model: nn.Module) -> set[int]:
+    """The identities of the weights of embeddings and output layer."""
+    embeddings = [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+    ends = {id(m.weight) for m in embeddings}
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    if output is not None:
+        return ends | {id(output.weight)}
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    return ends | {id(matrices[-1])} if matrices else ends
+
+
+def _is_matrix(param: nn.Parameter) -> bool:
+    if param.dim() < 2:
+        return False
+    rows, columns = param.shape[0], math.prod(param.shape[1:])
+    narrow, wide = sorted((rows, columns))
+    return narrow >= NARROW and wide <= (LONG if param.dim() == 2 else LONG_KERNEL) * narrow

@@ -1,0 +1,71 @@
+"""Muon as a method: the direction of a matrix is its polar factor, in the size of a step of Adam."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from momo_hf.optim.method import Buffers, Method, Options
+
+
+# a, b, c of the Newton-Schulz step, as in torch.optim.Muon, and how many steps there are. They bring every singular value
+# near 1, between 0.7 and 1.2, and do not converge to it.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+STEPS = 5
+# A step of Adam has a root mean square of about 0.2 to 0.4 (Liu et al., 2025, arXiv 2502.16982).
+RMS = 0.2
+TINY = 1e-30
+
+
+class Muon(Method):
+    """u = s · polar(d̂), s = 0.2 √max(rows, columns), for parameters of two or more dimensions (Jordan 2024; with the model
+    of MoMo: Crawshaw, Modi, Liu, Gower 2025, arXiv 2510.09827).
+
+    polar(M) is U Vᵀ of the singular value decomposition M = U Σ Vᵀ. A parameter of more dimensions, as the kernel of a
+    convolution, is the matrix (first, all others). `<d̂, u>` is s times the nuclear norm of d̂.
+    """
+
+    whole = costly = keeps_momentum = True
+    ramp_start = 1e-6
+
+    def direction(self, vector: Tensor, buffers: Buffers, options: Options) -> Tensor:
+        matrices = vector.flatten(2)
+        return polar(matrices).mul_(RMS * math.sqrt(max(matrices.shape[1:]))).view(vector.shape)
+
+    def sample(self, grad: Tensor, momentum: Tensor, buffers: Buffers, options: Options) -> Tensor:
+        """The sum of |g|²_F / |d̂|_F: the direction does not grow with the gradient, so what it is measured by has to stand
+        still while the gradients grow.
+        """
+        squares = grad.flatten(1).square().sum(1)
+        return (squares / momentum.flatten(1).norm(dim=1).clamp(min=TINY)).sum()
+
+
+def polar(matrices: Tensor) -> Tensor:
+    """The polar factors of a batch of matrices, by five Newton-Schulz steps; 0 where a matrix is 0.
+
+    X_0 = M / |M|_F,  A = X Xᵀ,  X <- a X + (b A + c A²) X, on the smaller side.
+
+    Args:
+        matrices: shape (matrices, rows, columns).
+
+    Returns:
+        A new tensor of the same shape and dtype.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = (x / x.flatten(1).norm(dim=1).clamp(min=TINY).view(-1, 1, 1)).to(product_dtype(x))  # X_0
+    for _ in range(STEPS):
+        gram = torch.bmm(x, x.mT)  # A
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.to(matrices.dtype)
+    return x.mT.contiguous() if tall else x
+
+
+def product_dtype(like: Tensor) -> torch.dtype:
+    """The dtype in which matrices are multiplied: bfloat16 on accelerators that have units for it."""
+    if like.dtype == torch.float64 or like.device.type in ("cpu", "mps", "meta"):
+        return like.dtype
+    if like.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return like.dtype
+    return torch.bfloat16
