@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
 from momo_hf.integrations.bars import log_above_bars
+from momo_hf.integrations.groups import methods_in_words
 from momo_hf.integrations.learning_rate import warning_at_end, warning_at_start
 from momo_hf.integrations.search_report import SearchReport
 from momo_hf.optim import MomoOptimizer
@@ -103,9 +104,10 @@ class MomoCallback(TrainerCallback):
         where = "at the logging steps" if self._effective_lrs else "at the last step"
         search = optimizer.search
         found = "" if search is None else f" The cap, {search.cap:.2g}, was found in {search.steps} steps before."
+        methods = methods_in_words(optimizer)
         advice = "" if self._warned else warning_at_end(optimizer, capped / steps)
         logger.warning(
-            f"{type(optimizer).__name__} used step sizes from {lrs.min():.2e} to {lrs.max():.2e}, median "
+            f"{type(optimizer).__name__} {f'({methods}) ' if methods else ''}used step sizes from {lrs.min():.2e} to {lrs.max():.2e}, median "
             f"{lrs.median():.2e} ({where}); the cap decided {capped / steps:.0%} of {steps:.0f} steps, and "
             f"{metrics['momo/skipped']:.0f} were skipped.{found}{advice}"
         )

@@ -3,8 +3,11 @@
 import math
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.trainer_pt_utils import get_parameter_names
+
+from momo_hf.optim import MomoOptimizer
 
 
 # The shorter side of a matrix of Muon, and how much longer the other one may be. A matrix that is nearly a vector, as those of
@@ -12,6 +15,8 @@ from transformers.trainer_pt_utils import get_parameter_names
 NARROW, LONG, LONG_KERNEL = 16, 8, 18
 # Names of parameters without weight decay, as Trainer has them.
 UNDECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Groups = list[dict[str, Any]]
 
@@ -31,16 +36,17 @@ def muon_groups(model: nn.Module, weight_decay: float = 0.0) -> Groups:
         Parameter groups with `params`, `method` and `weight_decay`, none of them empty.
 
     Raises:
-        ValueError: a parameter that is to be trained is no tensor of floating-point numbers, for example a quantised weight.
+        ValueError: a parameter that is to be trained has a dtype that MoMo does not take, such as complex or float8 ones.
 
     Example:
         >>> optimizer = MomoMuon(muon_groups(model, weight_decay=0.1), lr="auto", averaging=True)
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, p in trained.items():
-        if not p.is_floating_point():
+        if p.dtype not in DTYPES:
             raise ValueError(
-                f"{name} is trained and has dtype {p.dtype}, which no optimizer steps on: freeze it by requires_grad_(False)."
+                f"{name} is to be trained and has dtype {p.dtype}, which MoMo does not take: freeze it by requires_grad_(False), or "
+                "build it in float32 or bfloat16."
             )
     decayed = set(get_parameter_names(model, [nn.LayerNorm], UNDECAYED))
     apart = _ends_of(model)
@@ -52,6 +58,18 @@ def muon_groups(model: nn.Module, weight_decay: float = 0.0) -> Groups:
         {"params": params, "method": method, "weight_decay": weight_decay if decays else 0.0}
         for (method, decays), params in groups.items()
     ]
+
+
+def methods_in_words(optimizer: MomoOptimizer) -> str:
+    """How many parameters each method of an optimizer has; empty where it knows one alone."""
+    if len(optimizer.methods) == 1:
+        return ""
+    sizes = dict.fromkeys(optimizer.methods, 0)
+    for group in optimizer.param_groups:
+        sizes[group["method"]] += sum(p.numel() for p in group["params"])
+    return ", ".join(
+        f"{type(optimizer.methods[name]).__name__} for {size:,} parameters" for name, size in sizes.items()
+    )
 
 
 def _ends_of(model: nn.Module) -> set[int]:

@@ -7,11 +7,12 @@ from typing import Any
 from transformers import Trainer
 
 from momo_hf.integrations.accelerate import unwrap_optimizer
+from momo_hf.integrations.groups import methods_in_words
 from momo_hf.integrations.learning_rate import cap_of
-from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
+from momo_hf.optim import Momo, MomoAdam, MomoMuon, MomoOptimizer
 
 
-NAMES = {Momo: "MoMo", MomoAdam: "MoMo-Adam"}
+NAMES = {Momo: "MoMo", MomoAdam: "MoMo-Adam", MomoMuon: "MoMo-Muon"}
 # Arguments that are said otherwise, or change how a step is computed and not what it is.
 NOT_LISTED = ("params", "lr", "foreach", "compile")
 
@@ -42,4 +43,6 @@ def describe(optimizer: MomoOptimizer) -> str:
     cap, search = cap_of(optimizer), optimizer.search
     sizes = "step sizes that grow, in search of their bound" if cap is None else f"step sizes up to {cap:g}"
     found = f", found by a search in the first {search.steps} steps" if search is not None and cap is not None else ""
+    if methods := methods_in_words(optimizer):
+        options = f"{methods}, {options}"
     return f"{NAMES.get(cls, cls.__name__)} (momo_hf) with {sizes}{found}, {options}"

@@ -92,8 +92,8 @@ class MomoMuon(MomoAdam):
         )
         if not any(group["method"] == "muon" for group in self.param_groups):
             logger.warning(
-                'MomoMuon: no parameter group has method="muon", so that all parameters are Adam\'s. Give it the groups of '
-                "momo_hf.muon_groups(model), or its own to every group."
+                'MomoMuon: no parameter group has method="muon", so that all parameters are Adam\'s, as in MomoAdam. '
+                "momo_hf.muon_groups(model) makes groups with the matrices of a model in Muon's."
             )
 
     def check_options(self, group: dict[str, Any]) -> None:
