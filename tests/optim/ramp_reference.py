@@ -18,7 +18,8 @@ def verdict(rows, start, kappa=1.0):
     cap = 0.3 * np.sqrt((a_S if strong else 0.1 * end) * end)
     if k > 12 and strong and S[best] - S[-1] >= max(2.0, 6 * noise):
         return "overshoot", cap
-    if k > 12 and not strong and np.median(sample[-5:]) > 3 * np.median(sample):
+    scatter = np.median(np.abs(np.diff(np.log(np.maximum(sample, 1e-30))))) / 0.95 if k > 1 else 0.0
+    if k > 12 and not strong and np.median(sample[-5:]) > max(3, np.exp(2 * scatter)) * np.median(sample):
         return "harm", cap
     if k >= 60:
         return (

@@ -55,6 +55,21 @@ def test_the_rule_is_the_formula():
     assert seen == {"overshoot", "harm", "the end of the ramp", "nothing found"}
 
 
+@pytest.mark.parametrize("scatter", [0.3, 0.8, 1.2])
+def test_samples_that_only_scatter_are_no_harm_and_a_jump_is(scatter):
+    """As on the plateau where a small classifier begins: no signal in the slope, and samples over a decade or two."""
+    ended = []
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        sample = np.exp(scatter * rng.standard_normal(60)) * np.where(np.arange(60) < 40, 1, 200)
+        rows = list(zip(np.ones(60), rng.standard_normal(60), np.ones(60), sample))
+        state = list(follow(rows))[-1][0]
+        assert REASONS[int(state.ended)] == "harm"
+        ended.append(int(state.steps))
+    # The medians of five see the jump three steps later.
+    assert sum(43 <= steps <= 46 for steps in ended) >= 24
+
+
 def test_a_clip_factor_is_taken_out_of_the_samples_alone():
     rows = made_up(1)
     clipped = [(f, slope, norm, 0.1 * sample) for f, slope, norm, sample in rows]

@@ -18,7 +18,8 @@ LANES = tl.constexpr(64)
 
 OCTAVE, STEPS, LEFT, FIRST = map(tl.constexpr, (search.OCTAVE, search.STEPS, search.LEFT, search.FIRST))
 CERTAIN, DROP, NOISE = map(tl.constexpr, (search.CERTAIN, search.DROP, search.NOISE))
-WINDOW, JUMP, MEDIAN_DISTANCE = map(tl.constexpr, (search.WINDOW, search.JUMP, search.MEDIAN_DISTANCE))
+WINDOW, JUMP, SCATTER = map(tl.constexpr, (search.WINDOW, search.JUMP, search.SCATTER))
+MEDIAN_DISTANCE, TINY = map(tl.constexpr, (search.MEDIAN_DISTANCE, search.TINY))
 SHARE, WEAK, FALLBACK = map(tl.constexpr, (search.SHARE, search.WEAK, search.FALLBACK))
 OF_POLYAK, PATIENCE, LOST = map(tl.constexpr, (search.OF_POLYAK, search.PATIENCE, search.LOST))
 OVERSHOOT, HARM, NOT_FINITE = map(tl.constexpr, (search.OVERSHOOT, search.HARM, search.NOT_FINITE))
@@ -122,7 +123,7 @@ def next_move(
     begin = tl.where(first, begin, tl.load(old + START))
     tl.store(size, _size_of(begin, step))
 
-    r = tl.where(first, float("nan"), g / clamp(tl.load(old + NORM), 1e-30))
+    r = tl.where(first, float("nan"), g / clamp(tl.load(old + NORM), TINY))
     total = tl.where(first, 0.0, tl.load(old + TOTAL) + minimum(clamp(r, -1.0), 1.0) - LEFT)
     old_highest = tl.load(old + HIGHEST)
     higher = total > old_highest
@@ -149,7 +150,11 @@ def next_move(
     noise = tl.where(k > 4, _median_of_first(tl.abs(following - left), k - 2) / MEDIAN_DISTANCE, INFINITY)
     strong = (highest_step > 0) & (highest >= CERTAIN * noise * tl.sqrt(highest_step))
     recent = _numbers(tl.where((lane < k) & (lane >= k - WINDOW), samples, float("nan")))
-    risen = _of_rank(recent, _ranks(recent), WINDOW // 2) > JUMP * _median_of_first(samples, k)
+    following = tl.load(old_samples + lane + 1, mask=lane + 1 < STEPS, other=float("nan"))
+    following = tl.where(lane + 2 == place, h, following)
+    distances = tl.abs(tl.log(clamp(following, TINY)) - tl.log(clamp(samples, TINY)))
+    harmed = clamp(tl.exp(_median_of_first(distances, k - 1) * (SCATTER / MEDIAN_DISTANCE)), JUMP)
+    risen = _of_rank(recent, _ranks(recent), WINDOW // 2) > harmed * _median_of_first(samples, k)
 
     overshoot = strong & (highest - total >= clamp(NOISE * noise, DROP))
     early = k <= FIRST

@@ -10,7 +10,8 @@ products, with u = D^{-1} d / ρ the direction of a step:
   along its line (on a quadratic r = 1 - α/α*), below 0 where it goes beyond. S sums `r - LEFT`, with r in [-1, 1].
   Where S is largest, steps have ceased to leave a slope: that is α_S.
 * norm `<d_k, u_k>`, what the next slope is compared with.
-* sample `<g_k, D_k^{-1} g_k>`, over the factor that gradients were clipped by. It rises where steps do harm.
+* sample `<g_k, D_k^{-1} g_k>`, over the factor that gradients were clipped by. It rises where steps do harm, by far
+  more than it scatters.
 
 The signal is strong where S has risen far above what noise makes of as many steps. Then its fall ends the search
 ("overshoot"). Without one a rise of `sample` does ("harm"), or losses that are not finite, or the end of the ramp. With
@@ -35,10 +36,12 @@ LEFT = 0.15
 # S must rise to CERTAIN times the noise of a sum of as many terms to be a signal, and end the search by falling by DROP,
 # or by NOISE times the noise of one term where that is more.
 CERTAIN, DROP, NOISE = 4.0, 2.0, 6.0
-# Harm is a median of the last WINDOW samples above JUMP times that of all.
-WINDOW, JUMP = 5, 3.0
+# Harm is a median of the last WINDOW samples above JUMP times that of all; or above e to the SCATTER times the noise of their
+# logarithms where that is more: on a plateau they scatter over a decade, and 3 times would be an accident in every other search.
+WINDOW, JUMP, SCATTER = 5, 3.0, 2.0
 # Steps before the search may end: medians of fewer say nothing.
 FIRST = 12
+TINY = 1e-30
 # The median of the distance of two normal numbers is 0.95 standard deviations.
 MEDIAN_DISTANCE = 0.95
 # The cap as a share of √(α_S α_end); without a strong signal α_S is WEAK α_end, and where nothing was found at all the cap
@@ -174,7 +177,7 @@ def next_move(
     begin = where(first, begin, state.start)
     size = size_of(begin, step)  # α_k
 
-    r = where(first, torch.nan, slope / state.norm.clamp(min=1e-30))
+    r = where(first, torch.nan, slope / state.norm.clamp(min=TINY))
     total = where(first, 0.0, state.total + r.clamp(-1, 1) - LEFT)  # S
     higher = total > state.highest
     new = SearchState(
@@ -212,7 +215,9 @@ def verdict(state: SearchState, ok: Tensor) -> tuple[Tensor, Tensor]:
     noise = where(k > 4, median_of_first(distances, k - 2) / MEDIAN_DISTANCE, torch.inf)
     strong = (state.highest_step > 0) & (state.highest >= CERTAIN * noise * state.highest_step.sqrt())
     recent = (k - WINDOW + arange(WINDOW, device=k.device)).long().clamp(min=0)
-    risen = state.samples.take(recent).median() > JUMP * median_of_first(state.samples, k)
+    scatter = median_of_first(state.samples.clamp(min=TINY).log().diff().abs(), k - 1) / MEDIAN_DISTANCE
+    harmed = (SCATTER * scatter).exp().clamp(min=JUMP) * median_of_first(state.samples, k)
+    risen = state.samples.take(recent).median() > harmed
 
     overshoot = strong & (state.highest - state.total >= (NOISE * noise).clamp(min=DROP))
     early, last = k <= FIRST, k >= STEPS
