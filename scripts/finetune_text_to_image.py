@@ -177,10 +177,11 @@ def main(argv: list[str] | None = None) -> None:
     rank, text_encoder = model_args.lora_rank, model_args.train_text_encoder
     groups = trainable_groups(pipeline, rank, text_encoder, model_args.text_encoder_lr, dtype)
     steps = number_of_steps(args, loader, accelerator)
-    optimizer = make_optimizer(args, groups)
+    model = Denoiser(pipeline)
+    optimizer = make_optimizer(args, model, groups)
     lr_scheduler = make_scheduler(args, optimizer, steps, accelerator)
     model, optimizer, loader, eval_loader, lr_scheduler = accelerator.prepare(
-        Denoiser(pipeline), optimizer, loader, eval_loader, lr_scheduler
+        model, optimizer, loader, eval_loader, lr_scheduler
     )
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     loop = Loop(args, accelerator, optimizer, loader, steps)

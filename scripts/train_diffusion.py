@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         prediction_type=model_args.prediction_type,
     )
     steps = number_of_steps(args, loader, accelerator)
-    optimizer = make_optimizer(args, [{"params": model.parameters()}])
+    optimizer = make_optimizer(args, model, [{"params": list(model.parameters())}])
     lr_scheduler = make_scheduler(args, optimizer, steps, accelerator)
     model, optimizer, loader, eval_loader, lr_scheduler = accelerator.prepare(
         model, optimizer, loader, eval_loader, lr_scheduler

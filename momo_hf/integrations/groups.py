@@ -49,15 +49,27 @@ def muon_groups(model: nn.Module, weight_decay: float = 0.0) -> Groups:
                 "build it in float32 or bfloat16."
             )
     decayed = set(get_parameter_names(model, [nn.LayerNorm], UNDECAYED))
-    apart = _ends_of(model)
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, p in trained.items():
-        method = "muon" if id(p) not in apart and _is_matrix(p) else "adam"
-        groups.setdefault((method, name in decayed), []).append(p)
-    return [
-        {"params": params, "method": method, "weight_decay": weight_decay if decays else 0.0}
-        for (method, decays), params in groups.items()
+    groups = [
+        {"params": [p for name, p in trained.items() if (name in decayed) == decays], "weight_decay": own}
+        for decays, own in ((True, weight_decay), (False, 0.0))
     ]
+    return by_method(model, groups)
+
+
+def by_method(model: nn.Module, groups: Groups) -> Groups:
+    """Divide parameter groups into those of Muon and those of Adam, with all other options as they are; without empty ones.
+
+    Args:
+        model: that the parameters are of.
+        groups: parameter groups.
+    """
+    apart, divided = _ends_of(model), []
+    for group in groups:
+        of: dict[str, list[nn.Parameter]] = {"muon": [], "adam": []}
+        for p in group["params"]:
+            of["muon" if id(p) not in apart and _is_matrix(p) else "adam"].append(p)
+        divided += [{**group, "params": params, "method": method} for method, params in of.items() if params]
+    return divided
 
 
 def methods_in_words(optimizer: MomoOptimizer) -> str:

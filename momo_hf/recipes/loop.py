@@ -14,7 +14,7 @@ from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration, set_seed
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
@@ -24,7 +24,9 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 
 from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
 from momo_hf.integrations.bars import log_above_bars
+from momo_hf.integrations.groups import by_method
 from momo_hf.integrations.search_report import SearchReport
+from momo_hf.optim import MomoMuon
 from momo_hf.recipes.errors import InputError
 from momo_hf.recipes.outputs import RunArguments, folder_of, remove_old_run, rotate, whole_folder, write_json
 
@@ -58,9 +60,13 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     return accelerator
 
 
-def make_optimizer(args: TrainingArguments, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer that the Trainer would make of `optim`, `optim_args`, `learning_rate` and the like."""
+def make_optimizer(args: TrainingArguments, model: nn.Module, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer that the Trainer would make of `optim`, `optim_args`, `learning_rate` and the like, for groups of the
+    parameters of a model.
+    """
     cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+    if issubclass(cls, MomoMuon):
+        groups = by_method(model, groups)
     return cls([{"weight_decay": args.weight_decay, **group} for group in groups], **kwargs)
 
 

@@ -28,7 +28,7 @@ def run_loop(folder, ema=True, **options):
     prepare_output(args)
     accelerator = make_accelerator(args)
     model = Net()
-    optimizer = make_optimizer(args, [{"params": model.parameters()}])
+    optimizer = make_optimizer(args, model, [{"params": list(model.parameters())}])
     scheduler = make_scheduler(args, optimizer, args.max_steps, accelerator)
     loader = DataLoader(Points(), 8, shuffle=True)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
