@@ -30,7 +30,7 @@ class Muon(Method):
 
     def direction(self, vector: Tensor, buffers: Buffers, options: Options) -> Tensor:
         matrices = vector.flatten(2)
-        return polar(matrices).mul_(RMS * math.sqrt(max(matrices.shape[1:]))).view(vector.shape)
+        return polar(matrices, RMS * math.sqrt(max(matrices.shape[1:]))).view(vector.shape)
 
     def sample(self, grad: Tensor, momentum: Tensor, buffers: Buffers, options: Options) -> Tensor:
         """The sum of |g|²_F / |d̂|_F: the direction does not grow with the gradient, so what it is measured by has to stand
@@ -40,13 +40,14 @@ class Muon(Method):
         return (squares / momentum.flatten(1).norm(dim=1).clamp(min=TINY)).sum()
 
 
-def polar(matrices: Tensor) -> Tensor:
+def polar(matrices: Tensor, factor: float = 1.0) -> Tensor:
     """The polar factors of a batch of matrices, by five Newton-Schulz steps; 0 where a matrix is 0.
 
     X_0 = M / |M|_F,  A = X Xᵀ,  X <- a X + (b A + c A²) X, on the smaller side.
 
     Args:
         matrices: shape (matrices, rows, columns).
+        factor: what they are multiplied by.
 
     Returns:
         A new tensor of the same shape and dtype.
@@ -54,12 +55,13 @@ def polar(matrices: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = (x / x.flatten(1).norm(dim=1).clamp(min=TINY).view(-1, 1, 1)).to(product_dtype(x))  # X_0
+    norms = torch.linalg.matrix_norm(x, keepdim=True).clamp(min=TINY)
+    x = torch.div(x, norms, out=torch.empty_like(x, dtype=product_dtype(x)))  # X_0
     for _ in range(STEPS):
         gram = torch.bmm(x, x.mT)  # A
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = x.to(matrices.dtype)
-    return x.mT.contiguous() if tall else x
+    found = matrices.new_empty(matrices.shape)
+    return torch.mul(x.mT if tall else x, factor, out=found)
 
 
 def product_dtype(like: Tensor) -> torch.dtype:

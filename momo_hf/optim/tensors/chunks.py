@@ -19,6 +19,9 @@ from torch import Tensor
 # still the temporaries of a pass, up to eight with packs of up to two pieces, stay within 64 MiB in float32.
 CPU_PIECE = 1 << 18
 DEVICE_PIECE = 1 << 20
+# Elements of a stack of whole tensors there: products of matrices want many of them, and what a step keeps of such methods is as
+# large as the parameters anyway. Each of the temporaries of a direction, up to six, is as large as a stack.
+DEVICE_STACK = 1 << 24
 # From about this size on, copying a tensor into a pack costs more than a few calls of its own on a CPU.
 PACKED = 1 << 15
 
@@ -116,7 +119,8 @@ def stacks(
         if shape is not None or row[0].numel():
             by_shape.setdefault(row[0].shape, []).append(row)
     for own, rows in by_shape.items():
-        count = holders * max(1, DEVICE_PIECE // (own if shape is None else shape).numel())
+        size = DEVICE_PIECE if rows[0][0].is_cpu else DEVICE_STACK
+        count = holders * max(1, size // (own if shape is None else shape).numel())
         for together in (rows[i : i + count] for i in range(0, len(rows), count)):
             yield Stack({role: list(column) for role, column in zip(roles, zip(*together))}, dtype)
 
