@@ -74,6 +74,7 @@ class Fused(Plain):
         vector: the role whose direction the step goes along.
     """
 
+    corrects = True
     vector = "exp_avg"
 
     @classmethod
@@ -89,7 +90,14 @@ class Fused(Plain):
     @cached_property
     def rho(self) -> float:
         """What the vector has to be divided by: ρ_k."""
-        return 1.0 if self.now.rho is None else float(self.now.rho)
+        return self.rho_at(float(self.now.step))
+
+    def rho_at(self, step: float) -> float:
+        """1 - β^k of the momentum, or 1 where it is not corrected."""
+        beta = self.bucket.beta
+        if not self.bucket.group["bias_correction"]:
+            return 1.0
+        return -math.expm1(step * math.log(beta)) if beta and step else float(step > 0)
 
     @cached_property
     def zero(self) -> Tensor:

@@ -88,9 +88,7 @@ class FusedAdamRamp(FusedAdam):
         if step > 1:
             before = memory.spare(size)  # ρ_{k-1} u_{k-1}
             self.apply(tensors, before, "exp_avg", -1.0, step - 1, decay=-1.0)
-            slope = torch.dot(grad, before)
-            if self.now.rho_before is not None:
-                slope = slope / self.now.rho_before
+            slope = torch.dot(grad, before) / self.rho_at(float(step) - 1)
         norm = self.absorb(tensors) / self.rho
         scaled = memory.spare(size)  # D^{-1} g
         self.apply(tensors, scaled, "grad", -1.0, step, decay=-1.0)
