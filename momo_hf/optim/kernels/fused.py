@@ -5,14 +5,13 @@ On a CPU a look at a number costs nothing, so that a step that is to be dropped 
 """
 
 import math
-import threading
 from functools import cached_property
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
+from momo_hf.optim.kernels.memory import Memory
 from momo_hf.optim.kernels.plain import Plain
 from momo_hf.optim.steps.kind import Tensors
 from momo_hf.optim.tensors import chunks
@@ -24,46 +23,7 @@ from momo_hf.optim.tensors.chunks import Piece, pieces
 ALMOST_1 = 1 - 2**-53
 # From this size on the calls for a tensor of its own cost less than its copies into packs and back.
 ALONE = 1 << 12
-# The elements of u, 128 MiB in all, that the first pass keeps for the second: they are read again in half the time that the
-# root and the division of Adam take.
-KEPT = 1 << 25
-
-
-class Memory(threading.local):
-    """Memory of a thread, in float32, that every step uses again: the system takes longer to give so much and to take it
-    back than the computing takes.
-
-    What stands in it is finite, because Adam's kernel clears it by a product with 0.
-    """
-
-    def __init__(self) -> None:
-        self._spare = self._kept = torch.zeros(0)
-        self._scratch = torch.zeros(0)
-        self._used = 0
-        self._users: WeakSet[Fused] = WeakSet()
-
-    def keep(self, user: "Fused", size: int) -> Tensor:
-        """Room that is the user's for as long as it lives; less than `size` where that is too much."""
-        begin = self._used if self._users else 0
-        self._used = end = min(begin + size, KEPT)
-        self._users.add(user)
-        if end > self._kept.numel():
-            self._kept = torch.zeros(min(2 * end, KEPT))
-        return self._kept[begin:end]
-
-    def spare(self, size: int) -> Tensor:
-        """Room until the next call."""
-        if size > self._spare.numel():
-            self._spare = torch.zeros(size)
-        return self._spare[:size]
-
-    def scratch(self, size: int) -> Tensor:
-        """Room for what nobody reads."""
-        if size > self._scratch.numel():
-            self._scratch = torch.zeros(size)
-        return self._scratch[:size]
-
-
+# What stands in it is finite, because Adam's kernel clears it by a product with 0.
 memory = Memory()
 
 
@@ -108,7 +68,7 @@ class Fused(Plain):
             return self.now.weight.new_full((len(self.kind.SUMS),), math.nan)
         sums = super().first()
         if not sums.isfinite().all():
-            memory.__init__()  # type: ignore[misc]
+            memory.clear()
         return sums
 
     def second(self, numbers: tuple[Any, ...]) -> Tensor:

@@ -33,14 +33,14 @@ class Entry(NamedTuple):
     def serves(self, kind: type[Kind], method: Method) -> bool:
         """Whether the set does what the method says."""
         right_kind = self.kind is None or kind is self.kind
-        return right_kind and (self.method is None or do_the_same(type(method), self.method))
+        return right_kind and (self.method is None or written_for(self, method))
 
 
 @functools.cache
-def do_the_same(method: type[Method], other: type[Method]) -> bool:
-    """A subclass that overrides a function is another method."""
+def written_for(entry: Entry, method: Method) -> bool:
+    """Whether a method is the one of an entry: a subclass that overrides a function is another."""
     names = ("buffers", "update", "direction", "corrections", "sample")
-    return all(getattr(method, name) is getattr(other, name) for name in names)
+    return all(getattr(type(method), name) is getattr(entry.method, name) for name in names)
 
 
 # In order of preference; the last one takes everything.
