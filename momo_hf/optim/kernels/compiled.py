@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from momo_hf.compat import compile_options
-from momo_hf.optim.kernels.plain import Plain, put_back
+from momo_hf.optim.kernels.plain import Plain
 from momo_hf.optim.method import Method
 from momo_hf.optim.steps.kind import Access, How, Kind, Now, Tensors
 from momo_hf.optim.tensors import chunks
@@ -55,7 +55,7 @@ class Compiled(Plain):
     def batches(self) -> list[Batch]:
         """A call costs tens of microseconds; tensors of one size, as layers have them, share it."""
         if self.method.whole:
-            return [Batch([{role: piece.read(role) for role in piece.roles}], piece) for piece in self.pieces]
+            return [Batch([piece.take(piece.roles)], piece) for piece in self.pieces]
         by_size: dict[int, list[Tensors]] = {}
         for row in zip(*self.bucket.roles.values()):
             # `data` drops the note which tensor it is a view of; the compiler would compile anew for each kind of view.
@@ -89,7 +89,7 @@ class Compiled(Plain):
         for tensors, direction in zip(batch.tensors, directions):
             tensors["direction"] = direction
         if batch.stack is not None:
-            put_back(batch.stack, batch.tensors[0], access.writes)
+            batch.stack.put(batch.tensors[0], access.writes)
         return found
 
 

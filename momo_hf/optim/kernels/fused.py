@@ -1,90 +1,41 @@
-"""What the sets on torch's fused kernels of SGD and Adam share, on a CPU: lists of tensors that stay in the cache between
-the calls of a pass, and the kernels as the steps of MoMo use them.
+"""What the sets on torch's fused kernels of SGD and Adam share, on a CPU: pieces that stay in the cache between the calls
+of a pass, and the kernels as the steps of MoMo use them.
 
 On a CPU a look at a number costs nothing, so that a step that is to be dropped is seen here, and not in the kernels.
 """
 
 import math
-import threading
-from collections.abc import Sequence
 from functools import cached_property
-from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from momo_hf.optim.kernels.memory import Memory
 from momo_hf.optim.kernels.plain import Plain
+from momo_hf.optim.steps.kind import Tensors
 from momo_hf.optim.tensors import chunks
 from momo_hf.optim.tensors.buckets import Bucket
-from momo_hf.optim.tensors.chunks import Piece, batches, pieces
+from momo_hf.optim.tensors.chunks import Piece, pieces
 
 
 # The largest β2 below 1. Adam's kernel with this β2 does not change v by a bit: what g² adds to it rounds away.
 ALMOST_1 = 1 - 2**-53
-# From this size on an inner product of its own costs a tensor less than a place in a pack.
+# From this size on the calls for a tensor of its own cost less than its copies into packs and back.
 ALONE = 1 << 12
-# The rows of the workspace: what does not stand in memory as one flat tensor, u, and a momentum that nobody needs.
-FIRST, SECOND, DIRECTION, SCRATCH = range(4)
-# One for every thread.
-_kept = threading.local()
-
-Lists = dict[str, list[Tensor]]
-
-
-class Batch:
-    """Pieces of one call of a kernel, which stay in the cache for what is computed with them next.
-
-    Args:
-        parts: the pieces.
-        as_they_are: whether a kernel can work on the tensors themselves; otherwise it gets copies.
-    """
-
-    def __init__(self, parts: list[Piece], as_they_are: bool) -> None:
-        self.parts, self.as_they_are = parts, as_they_are
-        self._flats: dict[tuple[str, int], Tensor] = {}
-        self.numels = [part.numel for part in parts]
-
-    def lists(self, roles: Sequence[str]) -> Lists:
-        """The tensors by role, or copies that a kernel can work on; `put_back` is for these."""
-        if self.as_they_are:
-            return {role: list(chain.from_iterable(part.roles[role] for part in self.parts)) for role in roles}
-        return {role: [part.read(role) for part in self.parts] for role in roles}
-
-    def put_back(self, tensors: Lists, roles: Sequence[str]) -> None:
-        if not self.as_they_are:
-            for role in roles:
-                for part, tensor in zip(self.parts, tensors[role]):
-                    part.write(role, tensor)
-
-    def flat(self, tensors: Lists, role: str, index: int, row: int) -> Tensor:
-        """A role of one piece as a flat tensor; what has to be joined is copied to a row of the workspace."""
-        if not self.as_they_are:
-            return tensors[role][index]
-        part = self.parts[index]
-        if len(part.roles[role]) > 1:
-            return part.read(role, out=workspace(row, part.numel))
-        flat = self._flats.get((role, index))
-        if flat is None:
-            flat = self._flats[role, index] = part.read(role)
-        return flat
-
-    def products(self, tensors: Lists, role: str, other: str) -> list[Tensor]:
-        """<x, y> of every piece."""
-        indices = range(len(self.parts))
-        return [torch.dot(self.flat(tensors, role, i, FIRST), self.flat(tensors, other, i, SECOND)) for i in indices]
-
-    def products_with(self, tensors: Lists, role: str, flat: Tensor) -> list[Tensor]:
-        """<x, y> of every piece, with y one flat tensor over all of them."""
-        parts = enumerate(flat.split(self.numels))
-        return [torch.dot(self.flat(tensors, role, i, FIRST), part) for i, part in parts]
-
-    def like(self, tensors: list[Tensor], flat: Tensor) -> list[Tensor]:
-        """A flat tensor over all pieces as views in the shapes of some tensors."""
-        return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors)]
+# What stands in it is finite, because Adam's kernel clears it by a product with 0.
+memory = Memory()
 
 
 class Fused(Plain):
-    """Base of the sets: which tensors they take, and how these are divided."""
+    """Base of the sets: which tensors they take, and how these are divided.
+
+    Attributes:
+        vector: the role whose direction the step goes along.
+    """
+
+    corrects = True
+    vector = "exp_avg"
 
     @classmethod
     def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
@@ -92,63 +43,76 @@ class Fused(Plain):
         return (bucket, bucket.empty) if fits and bucket.dtype == torch.float32 else (bucket.empty, bucket)
 
     @cached_property
-    def usable(self) -> bool:
-        """Whether the step can be taken, as far as was known before it."""
-        return bool(self.now.usable)
+    def pieces(self) -> list[Piece]:
+        bucket, size = self.bucket, 2 * chunks.CPU_PIECE
+        return list(pieces(bucket.roles, bucket.dtype, bucket.group["foreach"] is not False, min(ALONE, size), size))
 
     @cached_property
     def rho(self) -> float:
-        """ρ_k."""
-        return 1.0 if self.now.rho is None else float(self.now.rho)
+        """What the vector has to be divided by: ρ_k."""
+        return self.rho_at(float(self.now.step))
+
+    def rho_at(self, step: float) -> float:
+        """1 - β^k of the momentum, or 1 where it is not corrected."""
+        beta = self.bucket.beta
+        if not self.bucket.group["bias_correction"]:
+            return 1.0
+        return -math.expm1(step * math.log(beta)) if beta and step else float(step > 0)
 
     @cached_property
-    def batches(self) -> list[Batch]:
-        roles = self.bucket.roles
-        together = list(pieces(roles, self.bucket.dtype, self.bucket.group["foreach"] is not False, ALONE))
-        everything = list(chain.from_iterable(roles.values()))
-        as_they_are = {t.dtype for t in everything} == {self.bucket.dtype} and all(
-            map(Tensor.is_contiguous, everything)
-        )
-        return [Batch(p, as_they_are) for p in batches(together, chunks.CPU_PIECE, lambda piece: piece.numel)]
+    def zero(self) -> Tensor:
+        return torch.zeros_like(self.now.weight)
 
-    def sums(self, *columns: list[Tensor]) -> Tensor:
-        """The sums over columns of numbers, of which some may be empty; NaN where the step cannot be taken."""
-        if not self.usable:
-            return self.now.weight.new_full((len(columns),), math.nan)
-        zero = torch.zeros_like(self.now.weight)
-        return torch.stack([torch.stack(column).sum() if column else zero for column in columns])
+    def first(self) -> Tensor:
+        if not self.now.usable:
+            return self.now.weight.new_full((len(self.kind.SUMS),), math.nan)
+        sums = super().first()
+        if not sums.isfinite().all():
+            memory.clear()
+        return sums
+
+    def second(self, numbers: tuple[Any, ...]) -> Tensor:
+        left = super().second(tuple(number.item() for number in numbers))
+        torch.autograd.graph.increment_version(self.bucket.roles["param"])  # a fused kernel does not
+        return left
 
     # ---- What the method's kernel does ----
 
-    def absorb(self, batch: Batch, tensors: Lists) -> list[Tensor]:
-        """Take the gradients into momentum and buffers; ρ <d, u> of every piece, with u = direction(d̂)."""
+    def absorb(self, tensors: Tensors) -> Tensor:
+        """Take the gradient into momentum and buffers; <vector, u>, with u = direction(vector / ρ)."""
         raise NotImplementedError
 
-    def absorb_gradient(self, batch: Batch, tensors: Lists) -> list[Tensor]:
-        """Take the gradients into the buffers; <g, u> of every piece, with u = direction(g)."""
+    def kept(self, tensors: Tensors) -> Tensor | None:
+        """ρ u, or rather u where the kernel corrects the vector, in the second pass; None where it is to be made again."""
         raise NotImplementedError
 
-    def move(self, batch: Batch, tensors: Lists, target: str, vector: str, factor: float) -> None:
-        """x <- x - factor direction(vector) for a role; averages and buffers stay."""
+    def move(self, tensors: Tensors, target: str, factor: float) -> None:
+        """x <- x - factor u for a role; averages and buffers stay."""
         raise NotImplementedError
 
 
 class FusedMomentum(Fused):
     """By SGD's kernel, which with a decay of -1 and a lr of -(1-β) is an average: d + (1-β) (g - d)."""
 
-    def absorb(self, batch: Batch, tensors: Lists) -> list[Tensor]:
-        sgd(tensors["exp_avg"], tensors["grad"], -float(self.now.weight), weight_decay=-1.0)
-        return batch.products(tensors, "exp_avg", "exp_avg")
+    def absorb(self, tensors: Tensors) -> Tensor:
+        vector = tensors[self.vector]
+        if self.vector == "exp_avg":
+            sgd(vector, tensors["grad"], [], lr=-float(self.now.weight), weight_decay=-1.0)
+        return torch.dot(vector, vector) / self.rho
 
-    def absorb_gradient(self, batch: Batch, tensors: Lists) -> list[Tensor]:
-        return batch.products(tensors, "grad", "grad")
+    def kept(self, tensors: Tensors) -> Tensor:
+        return tensors[self.vector]
 
-    def move(self, batch: Batch, tensors: Lists, target: str, vector: str, factor: float) -> None:
-        sgd(tensors[target], tensors[vector], factor)
+    def move(self, tensors: Tensors, target: str, factor: float) -> None:
+        tensors[target].add_(tensors[self.vector], alpha=-factor / self.rho)
 
 
 class FusedAdam(Fused):
-    """By Adam's kernel: from 0 with a lr of -1, where it ends at u; and with `ALMOST_1`, where it only moves."""
+    """By Adam's kernel: with a lr and a decay of -1, where it ends at u wherever it began; and with `ALMOST_1`, where it
+    only moves.
+    """
+
+    _filled = 0
 
     @classmethod
     def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
@@ -160,89 +124,93 @@ class FusedAdam(Fused):
         return super().take(bucket, known) if fits else (bucket.empty, bucket)
 
     @cached_property
-    def betas(self) -> tuple[float, float]:
-        return self.bucket.options["betas"]
+    def room(self) -> Tensor:
+        """Where u is kept, of as many pieces as there is room for."""
+        return memory.keep(self, sum(piece.numel for piece in self.pieces))
 
-    def absorb(self, batch: Batch, tensors: Lists) -> list[Tensor]:
-        return self._taken_in(batch, tensors, "exp_avg", tensors["exp_avg"], -self.rho, self.betas)
+    def absorb(self, tensors: Tensors) -> Tensor:
+        vector, (beta1, beta2) = tensors[self.vector], self.bucket.options["betas"]
+        end = self._filled + vector.numel()
+        if end <= self.room.numel():
+            u = tensors["direction"] = self.room[self._filled : end]
+            self._filled = end
+        else:
+            u = memory.spare(vector.numel())
+        averaged = self.vector == "exp_avg"
+        momentum = vector if averaged else memory.scratch(vector.numel())
+        betas = (beta1 if averaged else 0.0, beta2)
+        self.adam(u, tensors["grad"], momentum, tensors, -1.0, betas, self.now.step, decay=-1.0)
+        return torch.dot(vector, u)
 
-    def absorb_gradient(self, batch: Batch, tensors: Lists) -> list[Tensor]:
-        scratch = batch.like(tensors["grad"], workspace(SCRATCH, sum(batch.numels)))
-        return self._taken_in(batch, tensors, "grad", scratch, -1.0, (0.0, self.betas[1]))
+    def kept(self, tensors: Tensors) -> Tensor | None:
+        return tensors.get("direction")
 
-    def _taken_in(
-        self, batch: Batch, tensors: Lists, role: str, momenta: list[Tensor], lr: float, betas: tuple[float, float]
-    ) -> list[Tensor]:
-        """Adam's own step from 0 along momenta that take in the gradients, and its products with a role."""
-        direction = workspace(DIRECTION, sum(batch.numels)).zero_()
-        self.adam(batch.like(tensors["grad"], direction), tensors["grad"], momenta, tensors, lr, betas, self.now.step)
-        return batch.products_with(tensors, role, direction)
-
-    def move(self, batch: Batch, tensors: Lists, target: str, vector: str, factor: float) -> None:
-        self.apply(batch, tensors, tensors[target], vector, factor, self.now.step)
+    def move(self, tensors: Tensors, target: str, factor: float) -> None:
+        u = self.kept(tensors)
+        if u is None:
+            self.apply(tensors, tensors[target], self.vector, factor / self.rho, self.now.step)
+        else:
+            tensors[target].add_(u, alpha=-factor)
 
     def apply(
-        self, batch: Batch, tensors: Lists, into: list[Tensor], vector: str, factor: float, step: Tensor
+        self, tensors: Tensors, target: Tensor, vector: str, factor: float, step: Tensor, decay: float = 0.0
     ) -> None:
-        """x <- x - factor D^{-1} vector, with the v that there is and its correction at a step."""
-        vectors = tensors[vector]
-        # The average of a vector and itself is the vector.
-        momenta = vectors
+        """x <- (1 - factor decay) x - factor D^{-1} vector, with the v that there is and its correction at a step."""
+        momentum = tensors[vector]  # the average of a vector and itself is the vector
         if vector == "grad":
-            momenta = batch.like(vectors, workspace(SCRATCH, sum(batch.numels)))
+            momentum = memory.scratch(momentum.numel())
         # The number of steps after which 1 - ALMOST_1^k is the correction of v.
-        beta2 = self.betas[1]
+        beta2 = self.bucket.options["betas"][1]
         steps = step * (-math.log(beta2) * 2**53 if beta2 else math.inf)
-        self.adam(into, vectors, momenta, tensors, factor, (0.0, ALMOST_1), steps)
+        self.adam(target, tensors[vector], momentum, tensors, factor, (0.0, ALMOST_1), steps, decay)
 
     def adam(
         self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        momenta: list[Tensor],
-        tensors: Lists,
+        param: Tensor,
+        grad: Tensor,
+        momentum: Tensor,
+        tensors: Tensors,
         lr: float,
         betas: tuple[float, float],
         step: Tensor,
+        decay: float,
     ) -> None:
-        """Torch's fused kernel of Adam without decay, in place."""
-        torch._fused_adam_(
-            params,
-            grads,
-            momenta,
-            tensors["exp_avg_sq"],
+        """Torch's fused kernel of AdamW, in place."""
+        torch._fused_adamw_(
+            [param],
+            [grad],
+            [momentum],
+            [tensors["exp_avg_sq"]],
             [],
-            [step] * len(params),
+            [step],
             lr=lr,
             beta1=betas[0],
             beta2=betas[1],
-            weight_decay=0.0,
+            weight_decay=decay,
             eps=self.bucket.options["eps"],
             amsgrad=False,
             maximize=False,
         )
 
 
-def workspace(row: int, size: int) -> Tensor:
-    """Room for a batch in one of the rows, in float32. It is kept: the system takes longer to give so much memory and to
-    take it back than the computing takes.
-    """
-    rows = getattr(_kept, "rows", None)
-    if rows is None or rows.shape[1] < size:
-        rows = _kept.rows = torch.zeros(4, max(size, 2 * chunks.CPU_PIECE))
-    return rows[row, :size]
-
-
-def sgd(params: list[Tensor], grads: list[Tensor], lr: float, weight_decay: float = 0.0) -> None:
-    """x <- x - lr (g + weight_decay x), by torch's fused kernel of SGD, in place."""
+def sgd(
+    param: Tensor,
+    grad: Tensor,
+    averages: list[Tensor],
+    lr: float,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+) -> None:
+    """Torch's fused kernel of SGD, in place."""
     torch._fused_sgd_(
-        params,
-        grads,
-        [],
+        [param],
+        [grad],
+        averages,
         weight_decay=weight_decay,
-        momentum=0.0,
+        momentum=momentum,
         lr=lr,
-        dampening=0.0,
+        dampening=dampening,
         nesterov=False,
         maximize=False,
         is_first_step=False,

@@ -1,89 +1,66 @@
 """The three kinds of step on torch's fused kernels, on a CPU; each for plain momentum and for Adam."""
 
-from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from momo_hf.optim.kernels.fused import DIRECTION, Fused, FusedAdam, FusedMomentum, workspace
-from momo_hf.optim.steps.elementwise import inner_product
+from momo_hf.optim.kernels.fused import Fused, FusedAdam, FusedMomentum, memory, sgd
+from momo_hf.optim.steps.kind import Tensors
+from momo_hf.optim.steps.modelled import left_by
 
 
 class FusedModelled(Fused):
     """The step of `Modelled`."""
 
-    def first(self) -> Tensor:
-        norms, overlaps = [], []
-        averages = ("exp_avg", *self.method.buffers)
-        for batch in self.batches if self.usable else ():
-            tensors = batch.lists(("grad", *averages, *(("param",) if self.how.decays else ())))
-            norms += self.absorb(batch, tensors)
-            if self.how.decays:
-                overlaps += batch.products(tensors, "exp_avg", "param")
-            batch.put_back(tensors, averages)
-        return self.sums(norms, overlaps, []) / torch.tensor([self.rho, 1.0, 1.0])
+    def first_of(self, tensors: Tensors) -> tuple[Tensor, ...]:
+        norm = self.absorb(tensors)
+        overlap = torch.dot(tensors["exp_avg"], tensors["param"]) if self.how.decays else self.zero
+        return norm, overlap, self.zero
 
-    def second(self, numbers: tuple[Tensor, ...]) -> Tensor:
-        (factor, decay, ok), bucket = numbers, self.bucket
-        left, lost, rounds = [], [], bucket.stored != bucket.dtype
-        for batch in self.batches:
-            tensors = batch.lists(("param", "exp_avg", *self.method.buffers))
-            if ok:
-                if self.how.decays and not self.how.divide:
-                    torch._foreach_mul_(tensors["param"], 1 - float(decay))
-                self.move(batch, tensors, "param", "exp_avg", float(factor) / self.rho)
-                if self.how.decays and self.how.divide:
-                    torch._foreach_div_(tensors["param"], 1 + float(decay))
-            if rounds:
-                for momentum, param in zip(tensors["exp_avg"], tensors["param"]):
-                    rounded = param.to(bucket.stored).to(param.dtype)
-                    left.append(inner_product(momentum, rounded))
-                    lost.append(inner_product(momentum, rounded - param))
-            else:
-                left += batch.products(tensors, "exp_avg", "param")
-            batch.put_back(tensors, ("param",))
-        torch.autograd.graph.increment_version(bucket.roles["param"])  # a fused kernel does not
-        zero = torch.zeros_like(self.now.weight)
-        return torch.stack([torch.stack(column).sum() if column else zero for column in (left, lost)])
+    def second_of(self, tensors: Tensors, numbers: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        (factor, decay, ok), param = numbers, tensors["param"]
+        if ok:
+            if self.how.decays and not self.how.divide:
+                param.mul_(1 - decay)
+            self.move(tensors, "param", factor)
+            if self.how.decays and self.how.divide:
+                param.div_(1 + decay)
+        return left_by(tensors["exp_avg"], param, self.how, self.zero)
 
 
 class FusedAveraged(Fused):
     """The step of `Averaged`."""
 
-    def first(self) -> Tensor:
-        norms, steps, overlaps, buffers = [], [], [], self.method.buffers
-        shrinks = self.how.decays and self.how.divide
-        for batch in self.batches if self.usable else ():
-            tensors = batch.lists(("grad", "ahead", *buffers, *(("y",) if shrinks else ())))
-            norms += self.absorb_gradient(batch, tensors)
-            steps += batch.products(tensors, "grad", "ahead")
-            if shrinks:
-                overlaps += batch.products(tensors, "grad", "y")
-            batch.put_back(tensors, buffers)
-        return self.sums(norms, steps, [*overlaps, *steps] if shrinks else [], [])
+    vector = "grad"
+    rho = 1.0  # a gradient is no average
 
-    def second(self, numbers: tuple[Tensor, ...]) -> Tensor:
-        to_x, reach, decay, to_y, kept, ok = map(float, numbers)
-        pull = self.how.share * decay
-        for batch in self.batches if ok else ():
-            tensors = batch.lists(("grad", "ahead", "y", *self.method.buffers))
-            ahead, y = tensors["ahead"], tensors["y"]
-            pulls = torch._foreach_mul(y, pull) if self.how.decays and not self.how.divide else None
-            torch._foreach_add_(y, ahead, alpha=to_x)  # x
-            self.move(batch, tensors, "ahead", "grad", reach)
+    def first_of(self, tensors: Tensors) -> tuple[Tensor, ...]:
+        grad, shrinks = tensors["grad"], self.how.decays and self.how.divide
+        norm, step = self.absorb(tensors), torch.dot(grad, tensors["ahead"])
+        return norm, step, torch.dot(grad, tensors["y"]) + step if shrinks else self.zero, self.zero
+
+    def second_of(self, tensors: Tensors, numbers: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        to_x, reach, decay, to_y, kept, ok = numbers
+        ahead, y, pull = tensors["ahead"], tensors["y"], self.how.share * decay
+        u = self.kept(tensors)
+        if ok and u is not None and kept and not self.how.decays:
+            y.add_(ahead, alpha=to_x)  # x
+            # z - y <- kept (z - y) - kept reach u, and y from it
+            sgd(y, u, [ahead], lr=-to_y / kept, momentum=kept, dampening=1 + kept * reach)
+        elif ok:
+            pulls = y * pull if self.how.decays and not self.how.divide else None
+            y.add_(ahead, alpha=to_x)  # x
+            self.move(tensors, "ahead", reach)
             if pulls is not None:
-                torch._foreach_sub_(ahead, pulls)
+                ahead.sub_(pulls)
             elif self.how.decays:
-                torch._foreach_add_(ahead, y, alpha=-pull)
-                torch._foreach_div_(ahead, 1 + decay)
-            torch._foreach_add_(y, ahead, alpha=to_y)
-            torch._foreach_mul_(ahead, kept)
-            batch.put_back(tensors, ("ahead", "y"))
-            if self.bucket.stored != self.bucket.dtype:
-                for part in batch.parts:
-                    part.write("param", part.read("y"))
-        torch.autograd.graph.increment_version(self.bucket.roles["param"])
-        return self.now.weight.new_zeros(0)
+                ahead.add_(y, alpha=-pull).div_(1 + decay)
+            y.add_(ahead, alpha=to_y)
+            ahead.mul_(kept)
+        if self.bucket.stored != self.bucket.dtype:
+            tensors["param"] = y
+        return ()
 
 
 class FusedMomentumModelled(FusedMomentum, FusedModelled):
@@ -105,39 +82,26 @@ class FusedAdamAveraged(FusedAdam, FusedAveraged):
 class FusedAdamRamp(FusedAdam):
     """A step of the ramp of MoMo-Adam."""
 
-    @cached_property
-    def rho_before(self) -> float:
-        """ρ_{k-1}."""
-        return 1.0 if self.now.rho_before is None else float(self.now.rho_before)
+    def first_of(self, tensors: Tensors) -> tuple[Tensor, ...]:
+        grad, step, slope = tensors["grad"], self.now.step, self.zero
+        size = grad.numel()
+        if step > 1:
+            before = memory.spare(size)  # ρ_{k-1} u_{k-1}
+            self.apply(tensors, before, "exp_avg", -1.0, step - 1, decay=-1.0)
+            slope = torch.dot(grad, before) / self.rho_at(float(step) - 1)
+        norm = self.absorb(tensors) / self.rho
+        scaled = memory.spare(size)  # D^{-1} g
+        self.apply(tensors, scaled, "grad", -1.0, step, decay=-1.0)
+        return slope, norm, torch.dot(grad, scaled)
 
-    def first(self) -> Tensor:
-        slopes, norms, samples = [], [], []
-        averages, begins = ("exp_avg", *self.method.buffers), float(self.now.step) == 1
-        for batch in self.batches if self.usable else ():
-            tensors, size = batch.lists(("grad", *averages)), sum(batch.numels)
-            if not begins:
-                direction = workspace(DIRECTION, size).zero_()  # u_{k-1}
-                into = batch.like(tensors["grad"], direction)
-                self.apply(batch, tensors, into, "exp_avg", -1 / self.rho_before, self.now.step - 1)
-                slopes += batch.products_with(tensors, "grad", direction)
-            norms += self.absorb(batch, tensors)
-            direction = workspace(DIRECTION, size).zero_()  # D^{-1} g
-            self.apply(batch, tensors, batch.like(tensors["grad"], direction), "grad", -1.0, self.now.step)
-            samples += batch.products_with(tensors, "grad", direction)
-            batch.put_back(tensors, averages)
-        return self.sums(slopes, norms, samples) / torch.tensor([1.0, self.rho**2, 1.0])
-
-    def second(self, numbers: tuple[Tensor, ...]) -> Tensor:
-        (size, ok, back, begins), roles = numbers, self.bucket.roles
+    def second_of(self, tensors: Tensors, numbers: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        (size, ok, back, begins), param, origin = numbers, tensors["param"], tensors["origin"]
         if begins:
-            torch._foreach_copy_(roles["origin"], roles["param"])
+            origin.copy_(param)
         if back:
-            torch._foreach_copy_(roles["param"], roles["origin"])
+            param.copy_(origin)
             for name in ("exp_avg", *self.method.buffers):
-                torch._foreach_zero_(roles[name])
-        for batch in self.batches if ok else ():
-            tensors = batch.lists(("param", "exp_avg", *self.method.buffers))
-            self.move(batch, tensors, "param", "exp_avg", float(size) / self.rho)
-            batch.put_back(tensors, ("param",))
-        torch.autograd.graph.increment_version(roles["param"])
-        return self.now.weight.new_zeros(0)
+                tensors[name].zero_()
+        if ok:
+            self.move(tensors, "param", size)
+        return ()

@@ -31,10 +31,10 @@ class Plain(Kernels):
         access = self.kind.first_access(self.method, self.how)
         sums: list[Tensor] = []
         for i, piece in enumerate(self.pieces):
-            tensors = {role: piece.read(role) for role in access.reads}
-            sums += self.kind.first(self.method, tensors, self.now, self.how)
+            tensors = piece.take(access.reads)
+            sums += self.first_of(tensors)
             self.directions[i] = tensors.get("direction")
-            put_back(piece, tensors, access.writes)
+            piece.put(tensors, access.writes)
             del tensors  # before the next piece is read
         return total(sums, len(self.kind.SUMS), self.now.weight)
 
@@ -42,20 +42,22 @@ class Plain(Kernels):
         access = self.kind.second_access(self.method, self.how)
         left: list[Tensor] = []
         for i, piece in enumerate(self.pieces):
-            tensors = {role: piece.read(role) for role in access.reads}
+            tensors = piece.take(access.reads)
             direction = self.directions[i]
             if direction is not None:
                 tensors["direction"] = direction
-            left += self.kind.second(self.method, tensors, self.now, self.how, numbers)
-            put_back(piece, tensors, access.writes)
+            left += self.second_of(tensors, numbers)
+            piece.put(tensors, access.writes)
             del tensors  # before the next piece is read
         return total(left, len(self.kind.LEFT), self.now.weight)
 
+    def first_of(self, tensors: Tensors) -> tuple[Tensor, ...]:
+        """The first pass over a piece, see `Kind`."""
+        return self.kind.first(self.method, tensors, self.now, self.how)
 
-def put_back(piece: Piece, tensors: Tensors, roles: tuple[str, ...]) -> None:
-    """Write roles of a piece, where they are not in their memory already."""
-    for role in roles:
-        piece.write(role, tensors[role])
+    def second_of(self, tensors: Tensors, numbers: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The second pass over a piece, likewise."""
+        return self.kind.second(self.method, tensors, self.now, self.how, numbers)
 
 
 def total(numbers: list[Tensor], width: int, like: Tensor) -> Tensor:

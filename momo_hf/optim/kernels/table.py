@@ -1,5 +1,6 @@
 """The one table of kernel sets."""
 
+import functools
 from typing import NamedTuple
 
 from momo_hf.optim.adam import Adam
@@ -30,10 +31,16 @@ class Entry(NamedTuple):
     method: type[Method] | None = None
 
     def serves(self, kind: type[Kind], method: Method) -> bool:
-        """Whether the set does what the method says: a subclass that overrides a function is another method."""
-        names = ("buffers", "update", "direction", "corrections", "sample")
-        same = self.method is None or all(getattr(type(method), n) is getattr(self.method, n) for n in names)
-        return same and (self.kind is None or kind is self.kind)
+        """Whether the set does what the method says."""
+        right_kind = self.kind is None or kind is self.kind
+        return right_kind and (self.method is None or written_for(self, method))
+
+
+@functools.cache
+def written_for(entry: Entry, method: Method) -> bool:
+    """Whether a method is the one of an entry: a subclass that overrides a function is another."""
+    names = ("buffers", "update", "direction", "corrections", "sample")
+    return all(getattr(type(method), name) is getattr(entry.method, name) for name in names)
 
 
 # In order of preference; the last one takes everything.

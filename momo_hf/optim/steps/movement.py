@@ -89,7 +89,8 @@ def overlap(bucket: Bucket) -> Tensor:
 
 def marks(params: list[Tensor]) -> Marks:
     """What changes when a tensor is written in place or put elsewhere, without a look at its values."""
-    if not dtensor_type():
+    dtensor = dtensor_type()
+    if not any(isinstance(p, dtensor) for p in params):
         return [(p._version, p.data_ptr()) for p in params]
     # Operations on a DTensor raise its own version, those on its part the version of the part.
     parts = [p._local_tensor if is_dtensor(p) else p for p in params]

@@ -41,6 +41,15 @@ class Piece:
         self.dtype = dtype
         self.numel = sum(map(Tensor.numel, next(iter(roles.values()))))
 
+    def take(self, roles: Iterable[str]) -> dict[str, Tensor]:
+        """`read` of some roles."""
+        return {role: self.read(role) for role in roles}
+
+    def put(self, tensors: dict[str, Tensor], roles: Iterable[str]) -> None:
+        """`write` of some roles."""
+        for role in roles:
+            self.write(role, tensors[role])
+
     @cached_property
     def runs(self) -> list[tuple[torch.Size, list[int]]]:
         """The other dimensions and the first ones of neighbours that differ in their first dimension alone.
@@ -50,24 +59,17 @@ class Piece:
         shapes = [t.shape for t in next(iter(self.roles.values()))]
         return [(rest, [shape[0] for shape in run]) for rest, run in groupby(shapes, lambda shape: shape[1:])]
 
-    def read(self, role: str, out: Tensor | None = None) -> Tensor:
-        """The role as one flat tensor in the dtype to compute in: the memory itself where it can be, or else a copy, in
-        `out` if that is given.
-        """
+    def read(self, role: str) -> Tensor:
+        """The role as one flat tensor in the dtype to compute in: the memory itself where it can be, or else a copy."""
         tensors = self.roles[role]
-        if len(tensors) == 1:
-            flat = tensors[0]
-        elif out is not None and tensors[0].dtype == self.dtype:
-            return self._join_into(out, tensors)
-        else:
-            flat = self._join(tensors)
+        flat = tensors[0] if len(tensors) == 1 else self._join(tensors)
         flat = flat if flat.dim() == 1 else flat.reshape(-1)
         return flat if flat.dtype == self.dtype else flat.to(self.dtype)
 
     def write(self, role: str, flat: Tensor) -> None:
         """Put the values of a flat tensor back into the tensors of the role, rounded to their dtype."""
         tensors = self.roles[role]
-        if len(tensors) == 1 and tensors[0].data_ptr() == flat.data_ptr():
+        if flat is tensors[0] or (len(tensors) == 1 and tensors[0].data_ptr() == flat.data_ptr()):
             return
         sizes = [rest.numel() * sum(lengths) for rest, lengths in self.runs]
         parts = (part.view(-1, *rest).split(lengths) for part, (rest, lengths) in zip(flat.split(sizes), self.runs))
@@ -80,19 +82,35 @@ class Piece:
             start += len(lengths)
         return torch.cat(runs) if len(runs) > 1 else runs[0]
 
-    def _join_into(self, out: Tensor, tensors: list[Tensor]) -> Tensor:
-        start, filled = 0, 0
-        for rest, lengths in self.runs:
-            run, size = tensors[start : start + len(lengths)], sum(lengths) * rest.numel()
-            torch.cat(run, out=out[filled : filled + size].view(-1, *rest))
-            start, filled = start + len(lengths), filled + size
-        return out
+
+class Part(Piece):
+    """One tensor per role that is what `read` returns: flat, and in the dtype to compute in."""
+
+    def __init__(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+        self.tensors, self.dtype = tensors, dtype
+        self.numel = next(iter(tensors.values())).numel()
+
+    def read(self, role: str) -> Tensor:
+        return self.tensors[role]
+
+    def take(self, roles: Iterable[str]) -> dict[str, Tensor]:
+        return self.tensors.copy()
+
+    def write(self, role: str, flat: Tensor) -> None:
+        if flat is not self.tensors[role]:
+            self.tensors[role].copy_(flat)
+
+    def put(self, tensors: dict[str, Tensor], roles: Iterable[str]) -> None:
+        held = self.tensors
+        for role in roles:
+            if tensors[role] is not held[role]:
+                held[role].copy_(tensors[role])
 
 
 class Stack(Piece):
     """Tensors of one shape, seen as one tensor with a first dimension more per role."""
 
-    def read(self, role: str, out: Tensor | None = None) -> Tensor:
+    def read(self, role: str) -> Tensor:
         tensors = self.roles[role]
         stack = tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
         return stack if stack.dtype == self.dtype else stack.to(self.dtype)
@@ -126,7 +144,11 @@ def stacks(
 
 
 def pieces(
-    roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True, alone: int = PACKED
+    roles: dict[str, list[Tensor]],
+    dtype: torch.dtype,
+    pack: bool = True,
+    alone: int = PACKED,
+    size: int | None = None,
 ) -> Iterator[Piece]:
     """Cut and pack tensors of one device into pieces.
 
@@ -135,32 +157,36 @@ def pieces(
         dtype: the dtype to compute in.
         pack: whether tensors smaller than a piece share one.
         alone: from this number of elements on a tensor is a piece of its own, on a CPU.
+        size: elements of a piece; `CPU_PIECE` or `DEVICE_PIECE` by default.
 
     Yields:
         Pieces that cover every element once, in an order that depends on sizes and layouts alone.
     """
     small: dict[torch.Size, list[tuple[Tensor, ...]]] = {}
-    size, is_contiguous = 0, Tensor.is_contiguous
+    is_contiguous = Tensor.is_contiguous
     for row in zip(*roles.values()):
         first = row[0]
         numel = first.numel()
         if numel == 0:
             continue
-        if not size:
-            size, alone = (CPU_PIECE, min(alone, CPU_PIECE)) if first.is_cpu else (DEVICE_PIECE, DEVICE_PIECE)
+        if size is None:
+            size = CPU_PIECE if first.is_cpu else DEVICE_PIECE
+            alone = min(alone, size) if first.is_cpu else size
         if numel >= alone and all(map(is_contiguous, row)):
-            if numel <= size:
-                yield Piece({role: [t] for role, t in zip(roles, row)}, dtype)
-                continue
-            for parts in zip(*(t.view(-1).split(size) for t in row)):
-                yield Piece({role: [part] for role, part in zip(roles, parts)}, dtype)
+            flats = [t.view(-1) for t in row]
+            as_it_is = all(t.dtype == dtype for t in row)
+            for parts in [flats] if numel <= size else zip(*(t.split(size) for t in flats)):
+                if as_it_is:
+                    yield Part(dict(zip(roles, parts)), dtype)
+                else:
+                    yield Piece({role: [part] for role, part in zip(roles, parts)}, dtype)
             continue
         if first.dim() == 0:
             row = tuple(t.view(1) for t in row)
         small.setdefault(row[0].shape[1:], []).append(row)
     # Those that are joined in one call stand together.
     rows = chain.from_iterable(small.values())
-    for together in batches(rows, size if pack else 0, lambda row: row[0].numel()):
+    for together in batches(rows, size if pack and size else 0, lambda row: row[0].numel()):
         yield Piece({role: list(column) for role, column in zip(roles, zip(*together))}, dtype)
 
 
