@@ -13,6 +13,7 @@ from momo_hf.compat import untraced
 from momo_hf.optim.checks import NO_LOSS, check_group
 from momo_hf.optim.intake import LossIntake
 from momo_hf.optim.method import Method
+from momo_hf.optim.rates import names_of_rates
 from momo_hf.optim.record import scalar
 from momo_hf.optim.state import has_gradients, init_state, is_probe, show
 from momo_hf.optim.stateful import Stateful
@@ -140,7 +141,7 @@ class MomoOptimizer(LossIntake, Stateful):
             weight_decay=self._rates.of(groups, "weight_decay", like),
             dropped=dropped,
         )
-        alike = self._option_names()
+        alike = (*self._option_names(), *names_of_rates(groups))
         update = take_step(kind, groups, self.state, self.methods, alike, self.shard_group, given)
         if self._searching:
             self._verdict = Verdict(SEARCH.read(groups))
