@@ -27,6 +27,7 @@ from momo_hf.optim.steps.search import Search, read_search
 from momo_hf.optim.steps.verdict import Verdict, tell_start
 from momo_hf.optim.upkeep import dtypes_of, recast
 from momo_hf.optim.watch import Watch
+from momo_hf.optim.wrappers import refuse_parts
 
 
 class MomoOptimizer(LossIntake, Stateful):
@@ -58,6 +59,7 @@ class MomoOptimizer(LossIntake, Stateful):
         return super().__new__(cls)
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        refuse_parts(type(self).__name__)
         common: dict[str, Any] = {"divide": True, "use_fstar": False, "averaging": False}
         common |= {"foreach": None, "compile": False}
         if len(self.methods) > 1:
