@@ -24,6 +24,16 @@ def test_an_lr_of_a_dropped_step_is_not_remembered(cls):
     assert not optimizer.searching and float(optimizer.cap()) == before == pytest.approx(optimizer.search.cap)
 
 
+def test_an_lr_that_falls_when_the_search_is_over_is_not_followed():
+    params, backward = least_squares()
+    optimizer = MomoAdam(params, lr="auto", averaging=True)
+    while optimizer.search.cap is None:
+        train(optimizer, backward, 1)
+    optimizer.param_groups[0]["lr"] = 0.1
+    train(optimizer, backward, optimizer.search.steps)
+    assert float(optimizer.cap()) == pytest.approx(optimizer.search.cap)
+
+
 def test_a_warmup_that_was_reached_before_a_reload_counts_after_it():
     params, backward = least_squares()
     optimizer = MomoAdam(params, lr="auto", averaging=True)
