@@ -87,8 +87,8 @@ class Stateful(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._heed()
-        groups = [group | self._carried() for group in self.param_groups]
-        return {**super().__getstate__(), "param_groups": groups}
+        carried = self._carried()
+        return {**super().__getstate__(), "param_groups": [group | carried for group in self.param_groups]}
 
     def _carried(self) -> dict[str, Tensor]:
         """What the groups have in a copy: the drift with everything that is on its way, and <d, x>, NaN if nobody knows."""
