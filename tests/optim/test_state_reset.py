@@ -62,6 +62,24 @@ def test_a_new_optimizer(cls, take_away, options):
     torch.testing.assert_close({name: group[name] for name in scalars}, scalars, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda optimizer: optimizer.searching,
+        lambda optimizer: optimizer.search,
+        lambda optimizer: float(optimizer.cap()),
+        lambda optimizer: float(optimizer.state_dict()["param_groups"][0]["search_steps"]),
+        lambda optimizer: float(copy.deepcopy(optimizer).param_groups[0]["search_steps"]),
+    ],
+)
+def test_whoever_looks_first_sees_a_new_one(read):
+    params, backward = least_squares()
+    optimizer = MomoAdam(params, lr="auto", averaging=True)
+    train(optimizer, backward, 80)
+    optimizer.state.clear()
+    assert read(optimizer) == read(MomoAdam(params, lr="auto", averaging=True))
+
+
 @both
 def test_what_was_saved_before_and_what_is_saved_then(cls):
     params, backward = least_squares()
