@@ -16,14 +16,14 @@ from momo_hf.optim.tensors.buckets import method_of
 
 
 # What the groups hold beside their options.
-SCALARS = (*MODEL.keys, *AVERAGES.keys, *SEARCH.keys, "effective_lr", "lr_max", "train_mode")
+SCALARS = (*MODEL.keys, *AVERAGES.keys, *SEARCH.keys, "effective_lr", "lr_max", "train_mode", "left")
 # What a parameter's state may have: "start" where it joined late, the others by averaging and search; "z" is of versions
 # before z - y.
 OPTIONAL = ("start", "y", "z", "ahead", "exp_avg", ORIGIN, LAST)
 
 
 def completed(
-    state_dict: dict[str, Any], state: Mapping[Tensor, Any], drift: Tensor, averages: bool
+    state_dict: dict[str, Any], state: Mapping[Tensor, Any], carried: dict[str, Tensor], averages: bool
 ) -> dict[str, Any]:
     """A state with everything that a fresh optimizer needs room for.
 
@@ -33,13 +33,13 @@ def completed(
     Args:
         state_dict: as `Optimizer.state_dict()` made it.
         state: of the optimizer, whose parameters are in the order of the saved ones.
-        drift: of the model, complete.
+        carried: what the groups have in a copy.
         averages: whether the iterates are averaged.
     """
-    groups = [{**group, "drift": drift} for group in state_dict["param_groups"]]
+    groups = [group | carried for group in state_dict["param_groups"]]
     entries = {}
     for key, entry in state_dict["state"].items():
-        start = entry.get("start", torch.zeros_like(drift)).clone()
+        start = entry.get("start", torch.zeros_like(carried["drift"])).clone()
         entries[key] = {**entry, "start": start}
     made = {**state_dict, "state": entries, "param_groups": groups}
     return with_origins(made, state, averages) if SEARCH.stands_in(groups[0]) else made

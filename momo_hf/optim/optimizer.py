@@ -1,4 +1,4 @@
-"""The optimizer: parameter groups, the step, what a step is given, and the state."""
+"""The optimizer: the step, the two modes, the search, and what a step is given."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -7,29 +7,30 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from momo_hf.compat import untraced
-from momo_hf.optim.checkpoints import SCALARS, completed, restore, with_defaults
-from momo_hf.optim.checks import NO_LOSS, check_group, check_one_model
+from momo_hf.optim.checks import NO_LOSS, check_group
 from momo_hf.optim.intake import LossIntake
 from momo_hf.optim.method import Method
-from momo_hf.optim.rates import Rates
-from momo_hf.optim.record import SHARED_OPTIONS, beta_of, home_of, scalar
-from momo_hf.optim.state import has_gradients, init_state, is_probe, show, widen
-from momo_hf.optim.steps.averaged import EVAL_MODE, SHARE, Averaged, fit_iterates, put, share_of
+from momo_hf.optim.rates import names_of_rates
+from momo_hf.optim.record import scalar
+from momo_hf.optim.state import has_gradients, init_state, is_probe, show
+from momo_hf.optim.stateful import Stateful
+from momo_hf.optim.steps.averaged import EVAL_MODE, SHARE, fit_iterates, put
 from momo_hf.optim.steps.driver import take_step
 from momo_hf.optim.steps.given import Given
 from momo_hf.optim.steps.kind import Kind
-from momo_hf.optim.steps.model import with_drift
-from momo_hf.optim.steps.modelled import MODEL, Modelled
-from momo_hf.optim.steps.ramp import SEARCH, Ramp, join_search, resume_ramp
-from momo_hf.optim.steps.search import Search, new_search, read_search
+from momo_hf.optim.steps.modelled import MODEL
+from momo_hf.optim.steps.ramp import SEARCH, resume_ramp
+from momo_hf.optim.steps.search import Search, read_search
 from momo_hf.optim.steps.verdict import Verdict, tell_start
+from momo_hf.optim.upkeep import dtypes_of, recast
 from momo_hf.optim.watch import Watch
+from momo_hf.optim.wrappers import refuse_parts
 
 
-class MomoOptimizer(LossIntake, Optimizer):
+class MomoOptimizer(LossIntake, Stateful):
     """Base class of the MoMo optimizers, for any method: momentum, loss, step size and state.
 
     A step is of one of three kinds: along the momentum, as far as the model of the loss goes (`Modelled`); with
@@ -60,6 +61,7 @@ class MomoOptimizer(LossIntake, Optimizer):
         return super().__new__(cls)
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        refuse_parts(type(self).__name__)
         common: dict[str, Any] = {"divide": True, "use_fstar": False, "averaging": False}
         common |= {"foreach": None, "compile": False}
         if len(self.methods) > 1:
@@ -70,17 +72,6 @@ class MomoOptimizer(LossIntake, Optimizer):
         self._begin_anew()
         self._watch = Watch()
         super().__init__(params, defaults)
-
-    def _begin_anew(self) -> None:
-        """Forget what is not in the state: how the last step left the parameters, and what is on its way to the host."""
-        self._modelled, self._averaged, self._ramp = Modelled(), Averaged(), Ramp(self.methods)
-        self._rates = Rates()
-        self._verdict: Verdict | None = None
-        self._searching = False
-        # Whether the state was made for torch.distributed.checkpoint, perhaps before the weights were loaded.
-        self._probed = False
-        # Whether the iterates are as the parameters of now need them; a loaded state may come of others.
-        self._fits = False
 
     def check_options(self, group: dict[str, Any]) -> None:
         """Raise a ValueError that names the option, its value and the fix, for a group whose options are wrong."""
@@ -115,7 +106,7 @@ class MomoOptimizer(LossIntake, Optimizer):
             TypeError: the loss was given by position, where torch's optimizers take the closure.
             RuntimeError: no loss was given; a gradient is sparse or complex; the parameters hold the averaged weights.
         """
-        if not self.trains:
+        if not self.trains and not (closure is None and loss is None and self._is_probed()):
             raise RuntimeError(EVAL_MODE.format(name=type(self).__name__))
         if closure is not None:
             loss = self._evaluate(closure, loss)
@@ -123,10 +114,10 @@ class MomoOptimizer(LossIntake, Optimizer):
         if given is None:
             if not has_gradients(self.param_groups):
                 return loss
-            if not is_probe(self.param_groups, self.state):
+            if not self._is_probed():
                 raise RuntimeError(NO_LOSS.format(name=type(self).__name__))
             init_state(self.param_groups, self.state, self.methods, self._searching)
-            self._probed, self._fits = True, False
+            self._probed, self._fits = True, None
         elif has_gradients(self.param_groups) or self.state:
             self._take_step(given, clip_factor, whole_norm)
         return loss if loss is not None else given
@@ -154,7 +145,8 @@ class MomoOptimizer(LossIntake, Optimizer):
             weight_decay=self._rates.of(groups, "weight_decay", like),
             dropped=dropped,
         )
-        update = take_step(kind, groups, self.state, self.methods, self._option_names(), self.shard_group, given)
+        alike = (*self._option_names(), *names_of_rates(groups))
+        update = take_step(kind, groups, self.state, self.methods, alike, self.shard_group, given)
         if self._searching:
             self._verdict = Verdict(SEARCH.read(groups))
         show(groups, update.factor, update.ok)
@@ -169,16 +161,11 @@ class MomoOptimizer(LossIntake, Optimizer):
         if loss is not None and self.state and self.loss_source is None and self.searching:
             self._take_step(loss, None, dropped=True)
 
-    def _option_names(self) -> tuple[str, ...]:
-        # Unpickling adds torch's own "differentiable" to the defaults, but not to the groups.
-        return tuple(name for name in self.defaults if name != "differentiable")
+    def _is_probed(self) -> bool:
+        self._heed()
+        return is_probe(self.param_groups, self.state)
 
     # ---- Averaging ----
-
-    @property
-    def averages(self) -> bool:
-        """Whether the iterates are averaged."""
-        return bool(self.param_groups) and bool(self.param_groups[0].get("averaging", False))
 
     @property
     def trains(self) -> bool:
@@ -212,93 +199,38 @@ class MomoOptimizer(LossIntake, Optimizer):
     @property
     def search(self) -> Search | None:
         """The search for the cap, read from the device; None where an `lr` was given."""
+        self._heed()
         return read_search(SEARCH.read(self.param_groups)) if SEARCH.stands_in(self.param_groups[0]) else None
 
     @property
     def searching(self) -> bool:
         """Whether the coming step belongs to the search. The host may have to wait for the step before it."""
+        self._heed()
         return self._searching and not (self._verdict is not None and self._verdict.over())
 
     def cap(self) -> Tensor:
         """The upper bound of the step size as it is now, the largest of the groups, 0-dim; during a search its last size."""
+        self._heed()
         if self._searching:
             return torch.stack([group["effective_lr"] for group in self.param_groups]).max()
         return self._rates.lr(self.param_groups, ahead=0).max()
 
     def _settle(self) -> None:
-        """Make the state what the coming step works on: after a search, after a load, after a probe."""
+        """Make the state what the coming step works on: after a search, a load, a probe, and in another dtype."""
+        self._heed()
         if self._searching and not self.searching:
             self._searching = False
             resume_ramp(self.state, False, self.averages)
             if self._verdict is not None:
                 self._verdict.tell()
         self._verdict = None
-        if self.averages and not self._searching and not self._fits:
-            fit_iterates(self.param_groups, self.state, self.methods, self.trains, self._probed)
-            self._fits = True
+        fits = self._searching, dtypes_of(self.param_groups)
+        if self._fits != fits:
+            recast(self.param_groups, self.state)
+            if self.averages and not self._searching:
+                fit_iterates(self.param_groups, self.state, self.methods, self.trains, self._probed)
+            self._fits = fits
         self._probed = False
-
-    # ---- The state ----
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; it joins the running model of the others, whose options it has where all must agree.
-
-        What the scalars of another group were, in a copy of it, is left behind.
-        """
-        options = {name: value for name, value in param_group.items() if name not in SCALARS}
-        shared = self.param_groups[0] if self.param_groups else {}
-        super().add_param_group({**{name: shared[name] for name in SHARED_OPTIONS if name in shared}, **options})
-        groups, group = self.param_groups, self.param_groups[-1]
-        first = len(groups) == 1
-        try:
-            auto = join_search(group, None if first else groups[0])
-            self.check_options(group)
-            group["averaging"] = share_of(group["averaging"], self.averaging_default)
-            check_one_model(group, groups[0])
-        except ValueError:
-            groups.pop()
-            raise
-        if first and auto:
-            SEARCH.write(groups, new_search(torch.zeros((), device=home_of(groups))))
-            self._searching = True
-        if self.averages:
-            group["train_mode"] = groups[0].get("train_mode", True)
-        widen(self.param_groups)
-        if first:
-            group["fstar"] = torch.full_like(group["fstar"], group["lb"])
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state as in torch. Where parameters are sharded and in bfloat16 or float16, this is a collective: it sums
-        what the last step lost by rounding, so that the state is complete.
-        """
-        drift = with_drift(MODEL.read(self.param_groups), self._modelled.movement.unsettled()).drift
-        return completed(super().state_dict(), self.state, drift, self.averages)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as in torch, and keep scalars and buffers in at least float32 where torch would cast them.
-
-        Raises:
-            ValueError: the state was not saved by this method.
-        """
-        defaults = {name: self.defaults[name] for name in self._option_names()}
-        state_dict = with_defaults(type(self).__name__, state_dict, defaults, self.methods)
-        super().load_state_dict(state_dict)
-        widen(self.param_groups)
-        restore(self.param_groups, self.state, state_dict)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            if group.get("averaging") is True:  # saved before it had a share of its own
-                group["averaging"] = beta_of(group)
-        # Loading a state comes here too: the loss of gradients that stay, and who keeps it, stay too.
-        self._begin_anew()
-        self._watch = Watch(self.param_groups[0])
-        head = self.param_groups[0]
-        self._searching = SEARCH.stands_in(head) and not float(head["search_ended"])
-        if SEARCH.stands_in(head):
-            resume_ramp(self.state, self._searching, self.averages)
-        self.__dict__.setdefault("shard_group", None)
 
 
 @functools.cache

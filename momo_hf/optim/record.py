@@ -56,6 +56,11 @@ def home_of(groups: list[Group]) -> torch.device:
     return next((p.device for p in params if p.device.type != "meta"), torch.device("cpu"))
 
 
+def params_of(groups: list[Group]) -> list[Tensor]:
+    """All parameters, in the order of the groups."""
+    return [p for group in groups for p in group["params"]]
+
+
 def beta_of(group: Group) -> float:
     """β of the averages of a group."""
     return group["beta"] if "beta" in group else group["betas"][0]

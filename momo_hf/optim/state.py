@@ -1,15 +1,17 @@
 """The state of an optimizer that belongs to no single step: made for new parameters, widened for new groups."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 
 import torch
 from torch import Tensor
 
+from momo_hf.optim.checks import check_one_model
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group, home_of, keep
-from momo_hf.optim.steps.averaged import AVERAGES, averages_of, first_iterates
+from momo_hf.optim.steps.averaged import AVERAGES, averages_of, first_iterates, share_of
 from momo_hf.optim.steps.modelled import MODEL
-from momo_hf.optim.steps.ramp import SEARCH, first_origin
+from momo_hf.optim.steps.ramp import SEARCH, first_origin, join_search
+from momo_hf.optim.steps.search import new_search
 from momo_hf.optim.tensors.buckets import method_of
 from momo_hf.optim.tensors.sharding import local
 
@@ -23,8 +25,8 @@ def has_gradients(groups: list[Group]) -> bool:
 
 
 def is_probe(groups: list[Group], state: State) -> bool:
-    """torch.distributed.checkpoint asks for initialised state by a step with lr 0 and zero gradients."""
-    if state or any(float(group["lr"]) != 0 for group in groups):
+    """Whether a step without a loss only asks for initialised state, as torch.distributed does: its gradients are 0."""
+    if state:
         return False
     grads = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
     return bool(grads) and not any(bool(g.any()) for g in grads)
@@ -57,6 +59,35 @@ def init_state(groups: list[Group], state: State, methods: Mapping[str, Method],
             else:
                 own, zeros = {}, ("exp_avg", *method.buffers)
             state[p] = own | {name: torch.zeros_like(p, dtype=dtype) for name in zeros} | late
+
+
+def join(groups: list[Group], check: Callable[[Group], None], averaging: float) -> bool:
+    """Make the last group, which was just added, one of the others.
+
+    Args:
+        groups: the parameter groups.
+        check: raises for an option that is wrong.
+        averaging: what `averaging=True` stands for.
+
+    Returns:
+        Whether a search for the cap begins with it.
+
+    Raises:
+        ValueError: an option is wrong, or not that of the others.
+    """
+    head, group, first = groups[0], groups[-1], len(groups) == 1
+    begins = join_search(group, None if first else head) and first
+    check(group)
+    group["averaging"] = share_of(group["averaging"], averaging)
+    check_one_model(group, head)
+    if begins:
+        SEARCH.write(groups, new_search(torch.zeros((), device=home_of(groups))))
+    if group["averaging"]:
+        group["train_mode"] = head.get("train_mode", True)
+    widen(groups)
+    if first:
+        group["fstar"] = torch.full_like(group["fstar"], group["lb"])
+    return begins
 
 
 def widen(groups: list[Group]) -> None:

@@ -155,6 +155,18 @@ def test_in_noise_the_average_is_better_than_the_point_of_gradients():
     assert excess() < in_training < z
 
 
+def test_a_step_of_0_above_the_lower_bound_is_no_stall():
+    """z lies downhill of y, so far that the model at z is below the bound; the loss is not."""
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = MomoAdam([p], lr=1.0, averaging=True)
+    p.grad = torch.ones(3)
+    optimizer.step(loss=100.0)
+    optimizer.state[p]["ahead"].fill_(-1.0)
+    for loss, stalled in ((0.01, 0), (0.0, 1), (-1.0, 2)):
+        optimizer.step(loss=loss)
+        assert optimizer.param_groups[0]["stalled"] == stalled
+
+
 # ---- Low precision ----
 
 

@@ -164,13 +164,16 @@ def test_a_state_goes_on_in_another_dtype(mode):
         assert all(("y" in resumed.state[p]) == (new == torch.bfloat16) for p in others)
 
 
-def test_torch_distributed_checkpoint_finds_the_state_of_a_fresh_optimizer():
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_torch_distributed_checkpoint_finds_the_state_of_a_fresh_optimizer(mode):
     """It asks by a step with lr 0 and zero gradients; weights that are loaded afterwards are where training starts."""
     _, params, at = problem(dtype=torch.float32)
     fresh = MomoAdam(params, lr=0.0, averaging=True)
+    getattr(fresh, mode)()
     for p in params:
         p.grad = torch.zeros_like(p)
     fresh.step(closure=None)
+    assert fresh.trains == (mode == "train")
     optimizer, trained_params, _ = trained(steps=1)
     for p, q in zip(params, trained_params):
         assert fresh.state[p].keys() == optimizer.state[q].keys()

@@ -77,7 +77,6 @@ def after_search(optimizer):
     """Let a search be over, as a read of the verdict would."""
     optimizer._searching, optimizer._verdict = False, None
     resume_ramp(optimizer.state, False, optimizer.averages)
-    optimizer._fits = True
 
 
 @METHODS

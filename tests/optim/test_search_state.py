@@ -228,3 +228,16 @@ def test_parameters_changed_from_outside_after_it_are_followed():
     train(optimizer, backward, 1)
     step = sum((optimizer.state[p]["exp_avg"] * (p.detach() - y)).sum() for p, y in zip(params, x))
     torch.testing.assert_close(optimizer.param_groups[0]["drift"], 0.9 * (drift + moved) + step, rtol=1e-4, atol=1e-6)
+
+
+@both
+def test_an_lr_that_is_no_number_drops_a_step_of_it(cls):
+    params, backward = least_squares()
+    optimizer = cls(params, lr="auto")
+    train(optimizer, backward, 20)
+    before = [p.detach().clone() for p in params]
+    for lr, steps, skipped in ((float("nan"), 20, 1), (1.0, 21, 1)):
+        optimizer.param_groups[0]["lr"] = lr
+        train(optimizer, backward, 1)
+        assert optimizer.search.steps == steps and optimizer.param_groups[0]["skipped"] == skipped
+        assert all(map(torch.equal, params, before)) == (steps == 20)

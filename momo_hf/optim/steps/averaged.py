@@ -254,6 +254,9 @@ def fit_iterates(
             elif "y" not in entry:
                 y = held.to(entry["ahead"].dtype, copy=True)
                 entry["y"] = y if trains else y.add_(entry["ahead"], alpha=1 / share - 1)
+            elif trains:  # what was written to the parameter since the state was saved counts
+                y = entry["y"]
+                entry["y"] = torch.where(held == y.to(p.dtype), y, held.to(y.dtype))
             if keeps_momentum:
                 entry.setdefault("exp_avg", torch.zeros_like(entry["ahead"]))
             else:

@@ -13,16 +13,21 @@ Torch does not see `p.data.copy_()` (as in diffusers' `EMAModel.copy_to`; harmle
 or another view that has no part in the tensor's version, and `torch._foreach_` functions on DTensors.
 
 Both are parts of sums over shards, so they wait for the one reduction of the next step.
+
+<d_k, x> can be compared with what it was only where the momentum is what it was: where something else wrote to it, or took it
+away, the model keeps its height and forgets the slope. A saved state, a pickle and a copy carry <d_k, x> along, so that weights
+that change before their first step are followed too (not where parameters are spread over processes).
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from momo_hf.optim.steps.elementwise import inner_product
 from momo_hf.optim.tensors.buckets import Bucket
-from momo_hf.optim.tensors.sharding import Layout, dtensor_type, is_dtensor, sum_over_shards
+from momo_hf.optim.tensors.sharding import Layout, dtensor_type, is_dtensor, local, sum_over_shards
 
 
 Marks = list[tuple[int, ...]]
@@ -35,6 +40,8 @@ class Movement:
         self._left: dict[Layout | None, Tensor] = {}  # <d_k, x_{k+1}> as the step left it
         self._lost: dict[Layout | None, Tensor] = {}  # <d_k, rounding> that is in no drift yet
         self._marks: Marks = []
+        self._momenta: list[Tensor] = []  # of the step under way
+        self._kept: dict[int, int] = {}  # the version of every momentum, by its place in memory
 
     def since_last_step(
         self, params: list[Tensor], buckets: list[Bucket], layouts: Iterable[Layout | None], like: Tensor
@@ -48,8 +55,8 @@ class Movement:
             like: a scalar with dtype and device of the result.
         """
         strayed = {layout: self._lost.get(layout, torch.zeros_like(like)) for layout in layouts}
-        # Parameters of a group that was added since follow those that are known.
-        if self._left and marks(params)[: len(self._marks)] != self._marks:
+        self._momenta = [momentum for bucket in buckets for momentum in bucket.roles["exp_avg"]]
+        if self._left and self._has_changed(params) and self._keeps(self._momenta):
             for layout, value in self._left.items():
                 strayed[layout] = strayed[layout] - value
             for bucket in buckets:
@@ -72,13 +79,56 @@ class Movement:
         pairs = {layout: sums.unbind() for layout, sums in found.items()}
         self._left = {layout: left for layout, (left, _) in pairs.items()}
         self._lost = {layout: lost for layout, (_, lost) in pairs.items() if rounds[layout]}
-        self._marks = marks(params)
+        self._remember(params, self._momenta)
+        self._momenta = []
         return self._lost.pop(None, None)
 
     def unsettled(self) -> Tensor | None:
         """<d_k, rounding> over all shards, if the drift has not taken it in yet; a collective on all processes."""
         totals = [sum_over_shards(value, layout) for layout, value in self._lost.items()]
         return sum(totals[1:], totals[0]) if totals else None
+
+    def at_rest(self, params: list[Tensor], state: Mapping[Tensor, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """What a copy of the optimizer needs.
+
+        Args:
+            params: all parameters, in the order of the groups.
+            state: per parameter.
+
+        Returns:
+            <d, x> of now minus what the model believes, and <d, x>; None for what nobody knows.
+        """
+        if self._left.keys() != {None}:
+            return None, None
+        momenta, left = momenta_of(params, state), self._left[None]
+        same = self._keeps(momenta)
+        if same and not self._has_changed(params):
+            return None, left
+        pairs = ((state[p]["exp_avg"], p.detach()) for p in params if p in state)
+        now = sum(((d * p).sum().to(left) for d, p in pairs), torch.zeros_like(left))
+        return (now - left if same else None), now
+
+    def take_up(self, params: list[Tensor], state: Mapping[Tensor, Any], left: Tensor | None) -> None:
+        """Go on from <d, x> as `at_rest` gave it, with the parameters and the momentum as they are now."""
+        self._left = {} if left is None else {None: left}
+        self._remember(params, momenta_of(params, state))
+
+    def _remember(self, params: list[Tensor], momenta: list[Tensor]) -> None:
+        self._marks = marks(params)
+        self._kept = {momentum.data_ptr(): momentum._version for momentum in momenta if momentum.numel()}
+
+    def _has_changed(self, params: list[Tensor]) -> bool:
+        # Parameters of a group that was added since follow those that are known.
+        return marks(params)[: len(self._marks)] != self._marks
+
+    def _keeps(self, momenta: list[Tensor]) -> bool:
+        """Whether the momentum is what it was; that of parameters which joined since is 0."""
+        return self._kept.items() <= {momentum.data_ptr(): momentum._version for momentum in momenta}.items()
+
+
+def momenta_of(params: list[Tensor], state: Mapping[Tensor, Any]) -> list[Tensor]:
+    """The momentum of every parameter that has one."""
+    return [local(state[p]["exp_avg"]) for p in params if "exp_avg" in state.get(p, ())]
 
 
 def overlap(bucket: Bucket) -> Tensor:

@@ -122,6 +122,7 @@ class Ramp(Kind):
     def decide(self, groups: list[Group], given: Given, beginning: Beginning, sums: Tensor, beside: Tensor) -> Move:
         group, model = groups[0], MODEL.read(groups)
         slope, norm, sample = sums.sum(1).unbind()
+        norm = norm / beginning.usable  # not finite where the step is to be dropped, as for an `lr` that is NaN
         state, move = scalars.next_move(
             SEARCH.read(groups),
             given.loss,

@@ -18,7 +18,7 @@ from momo_hf.optim.tensors.sharding import Layout, dtensor_type, local, same_lay
 # compiled pass is not compiled anew when the lr changes.
 SHARED_BY_METHODS = (
     "lr", "weight_decay", "lb", "beta", "bias_correction", "use_fstar", "divide", "foreach", "compile",
-    "averaging", "method",
+    "averaging", "method", "lr_max",
 )  # fmt: skip
 
 Roles = dict[str, list[Tensor]]
