@@ -8,23 +8,16 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.overrides import TorchFunctionMode
 
-
-NARROW = 16  # a matrix with a shorter side, such as one of LoRA, is AdamW's
+from momo_hf import muon_groups
 
 
 def hidden_matrices_apart(model: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups with their `method`: "muon" for hidden matrices, "adam" for all else.
-
-    All else is embeddings, the output layer (where a model does not name it, its last linear layer), narrow matrices,
-    biases, norms and convolutions, which torch's Muon does not take.
-    """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    output = getattr(model, "get_output_embeddings", lambda: None)() or (layers[-1] if layers else None)
-    apart = {module.weight for module in model.modules() if isinstance(module, nn.Embedding) or module is output}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    hidden = {p for p in trained if p.ndim == 2 and min(p.shape) >= NARROW and p not in apart}
-    groups = {"muon": [p for p in trained if p in hidden], "adam": [p for p in trained if p not in hidden]}
-    return [{"params": params, "method": method} for method, params in groups.items() if params]
+    """The groups of `muon_groups`, but with convolutions in AdamW's, because torch's Muon does not take them."""
+    members: dict[str, list[nn.Parameter]] = {"muon": [], "adam": []}
+    for group in muon_groups(model):
+        for p in group["params"]:
+            members[group["method"] if p.ndim == 2 else "adam"].append(p)
+    return [{"params": params, "method": method} for method, params in members.items() if params]
 
 
 class InFloat32(TorchFunctionMode):
