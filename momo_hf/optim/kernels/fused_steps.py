@@ -45,9 +45,9 @@ class FusedAveraged(Fused):
         ahead, y, pull = tensors["ahead"], tensors["y"], self.how.share * decay
         u = self.kept(tensors)
         if ok and u is not None and kept and not self.how.decays:
-            y.add_(ahead, alpha=to_x)  # x
-            # z - y <- kept (z - y) - kept reach u, and y from it
-            sgd(y, u, [ahead], lr=-to_y / kept, momentum=kept, dampening=1 + kept * reach)
+            # As below, in other words: z - y <- kept (z - y) - kept reach u, and y from what it is then.
+            sgd(y, u, [ahead], lr=-(to_x + to_y) / kept, momentum=kept, dampening=1 + kept * reach)
+            y.add_(u, alpha=to_x * reach)
         elif ok:
             pulls = y * pull if self.how.decays and not self.how.divide else None
             y.add_(ahead, alpha=to_x)  # x
@@ -83,15 +83,15 @@ class FusedAdamRamp(FusedAdam):
     """A step of the ramp of MoMo-Adam."""
 
     def first_of(self, tensors: Tensors) -> tuple[Tensor, ...]:
-        grad, step, slope = tensors["grad"], self.now.step, self.zero
-        size = grad.numel()
+        grad, step = tensors["grad"], self.now.step
+        before = memory.scratch(grad.numel())
         if step > 1:
-            before = memory.spare(size)  # ρ_{k-1} u_{k-1}
-            self.apply(tensors, before, "exp_avg", -1.0, step - 1, decay=-1.0)
-            slope = torch.dot(grad, before) / self.rho_at(float(step) - 1)
+            self.apply(tensors, before, "exp_avg", -1.0, step - 1, decay=-1.0)  # ρ_{k-1} u_{k-1}
         norm = self.absorb(tensors) / self.rho
-        scaled = memory.spare(size)  # D^{-1} g
-        self.apply(tensors, scaled, "grad", -1.0, step, decay=-1.0)
+        # Here, because Adam's kernel waits less for a gradient from memory than an inner product does.
+        slope = torch.dot(grad, before) / self.rho_at(float(step) - 1) if step > 1 else self.zero
+        scaled = memory.spare(grad.numel())
+        self.apply(tensors, scaled, "grad", -1.0, step, decay=-1.0)  # D^{-1} g
         return slope, norm, torch.dot(grad, scaled)
 
     def second_of(self, tensors: Tensors, numbers: tuple[Any, ...]) -> tuple[Tensor, ...]:

@@ -1,6 +1,7 @@
 """The scalar side of a step: by its formulas in arithmetic on tensors, or by the same formulas in one launch on CUDA."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,28 +49,10 @@ def next_step(
         return model.next_step(state, given, sums, strayed, usable, settings)
     from momo_hf.optim.kernels import triton_model
 
-    loss, groups, fields, beta = given.loss, len(given.lr), len(state), settings.beta
-    made = loss.new_empty(fields + 2 * groups)
-    new, factor, decay = made.split([fields, groups, groups])
-    ok = torch.empty((), dtype=torch.bool, device=loss.device)
-    launch.launch(
-        triton_model.next_step,
-        1,
-        *(torch.stack(state), loss, *sums, strayed, given.lr, given.weight_decay, usable),
-        loss if given.clip_factor is None else given.clip_factor,
-        *(new, factor, decay, ok),
-        settings.lb,
-        groups,
-        stride=sums.dual_norm_sq.stride(0),
-        clipped=given.clip_factor is not None,
-        beta=beta,
-        log_beta=math.log(beta) if beta > 0 else -math.inf,
-        bias_correction=settings.bias_correction,
-        use_fstar=settings.use_fstar,
-        divide=settings.divide,
-        block=block_of(groups),
-    )
-    return ModelState(*new.unbind()), Step(factor, decay, ok)
+    beta = settings.beta
+    how = {"log_beta": math.log(beta) if beta > 0 else -math.inf, "use_fstar": settings.use_fstar}
+    new, step = decide(triton_model.next_step, [*state], given, sums, usable, settings, strayed, **how)
+    return ModelState(*new), Step(*step)
 
 
 def next_averaged_step(
@@ -85,28 +68,44 @@ def next_averaged_step(
         return averaged_model.next_averaged_step(model_state, state, given, sums, usable, settings)
     from momo_hf.optim.kernels import triton_model
 
-    loss, groups, settled = given.loss, len(given.lr), len(model_state)
-    made = loss.new_empty(settled + len(state) + 2 * groups + 1)
-    new, factor, decay, weight = made.split([settled + len(state), groups, groups, 1])
+    weight = torch.empty_like(given.loss)
+    before = [*model_state, *state]
+    new, (factor, decay, ok) = decide(triton_model.next_averaged_step, before, given, sums, usable, settings, weight)
+    settled = len(model_state)
+    return ModelState(*new[:settled]), AverageState(*new[settled:]), AveragedStep(factor, decay, weight, ok)
+
+
+def decide(
+    kernel: Any,
+    state: list[Tensor],
+    given: Given,
+    sums: Sums | AveragedSums,
+    usable: Tensor,
+    settings: Settings,
+    *more: Tensor,
+    **how: Any,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
+    """Launch a kernel that decides on a step: the new state, and `factor`, `decay` and `ok` of the step."""
+    loss, fields, groups = given.loss, len(state), len(given.lr)
+    new, factor, decay = loss.new_empty(fields + 2 * groups).split([fields, groups, groups])
     ok = torch.empty((), dtype=torch.bool, device=loss.device)
     launch.launch(
-        triton_model.next_averaged_step,
+        kernel,
         1,
-        *(torch.stack([*model_state, *state]), loss, *sums, given.lr, given.weight_decay, usable),
+        *(torch.stack(state), loss, *sums, given.lr, given.weight_decay, usable),
         loss if given.clip_factor is None else given.clip_factor,
-        *(new, factor, decay, weight, ok),
+        *(new, factor, decay, ok, *more),
         settings.lb,
         groups,
-        stride=sums.norm_sq.stride(0),
+        stride=sums[0].stride(0),
         clipped=given.clip_factor is not None,
         beta=settings.beta,
         bias_correction=settings.bias_correction,
         divide=settings.divide,
         block=block_of(groups),
+        **how,
     )
-    numbers = new.unbind()
-    step = AveragedStep(factor, decay, weight.view(()), ok)
-    return ModelState(*numbers[:settled]), AverageState(*numbers[settled:]), step
+    return new.unbind(), (factor, decay, ok)
 
 
 def next_move(

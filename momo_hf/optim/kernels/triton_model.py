@@ -38,8 +38,8 @@ def begin(
     tl.store(step, k)
     tl.store(weight, average_weight(k, beta, bias_correction))
     group = tl.arange(0, block)
-    alpha = tl.load(lr + group, mask=group < groups, other=0.0)
-    decay = tl.load(weight_decay + group, mask=group < groups, other=0.0)
+    alpha = _entries(lr, group, groups, 1)
+    decay = _entries(weight_decay, group, groups, 1)
     ok = every(finite(alpha) & finite(decay) & (alpha >= 0)) & finite(tl.load(loss))
     if clipped:
         kappa = tl.load(clip_factor)
@@ -56,13 +56,30 @@ def _keep(old, new, field: tl.constexpr, value, ok):
 
 
 @triton.jit
+def _entries(vector, group, groups, stride: tl.constexpr):
+    """What a vector has for the groups; 0 for those that fill it up."""
+    return tl.load(vector + group * stride, mask=group < groups, other=0.0)
+
+
+@triton.jit
+def _settle(old, new, step, fstar, polyak, capped, stalled, raw, ok):
+    """What both steps write into the fields of `ModelState` alike."""
+    _keep(old, new, STEP, step, ok)
+    _keep(old, new, FSTAR, fstar, ok)
+    _keep(old, new, POLYAK_LR, polyak, ok)
+    _keep(old, new, CAPPED, tl.load(old + CAPPED) + capped.to(tl.float32), ok)
+    tl.store(new + SKIPPED, tl.load(old + SKIPPED) + tl.where(ok, 0.0, 1.0))
+    _keep(old, new, STALLED, tl.load(old + STALLED) + stalled.to(tl.float32), ok)
+    _keep(old, new, RAW_LOSS_AVG, raw, ok)
+
+
+@triton.jit
 def next_step(
     old,
     loss,
     dual_norm_sq,
     overlap,
     grad_norm_sq,
-    strayed,
     lr,
     weight_decay,
     usable,
@@ -71,6 +88,7 @@ def next_step(
     factor,
     decay,
     good,
+    strayed,
     lb,
     groups,
     stride: tl.constexpr,
@@ -85,11 +103,11 @@ def next_step(
     """`model.next_step`: from the old state to the new one, and the step to take."""
     group = tl.arange(0, block)
     mask = group < groups
-    n = tl.load(dual_norm_sq + group * stride, mask=mask, other=0.0)
-    s = tl.load(overlap + group * stride, mask=mask, other=0.0)
-    size = tl.load(grad_norm_sq + group * stride, mask=mask, other=0.0)
-    alpha = tl.load(lr + group, mask=mask, other=0.0)
-    lam = tl.load(weight_decay + group, mask=mask, other=0.0)
+    n = _entries(dual_norm_sq, group, groups, stride)
+    s = _entries(overlap, group, groups, stride)
+    size = _entries(grad_norm_sq, group, groups, stride)
+    alpha = _entries(lr, group, groups, 1)
+    lam = _entries(weight_decay, group, groups, 1)
     f = tl.load(loss)
 
     moved_before = tl.load(strayed)
@@ -139,15 +157,9 @@ def next_step(
     ok = finite(loss_avg) & finite(drift) & finite(fstar) & finite(polyak) & finite(raw)
     ok = ok & finite(tau) & finite(tl.sum(a, 0)) & finite(fed) & finite(tl.sum(n, 0)) & finite(tl.sum(s, 0))
     ok = ok & finite(slope) & finite(tl.sum(size, 0)) & flag(usable)
-    _keep(old, new, STEP, step, ok)
+    _settle(old, new, step, fstar, polyak, moves & (cap <= polyak), moves & (gap == 0), raw, ok)
     _keep(old, new, LOSS_AVG, loss_avg, ok)
     tl.store(new + DRIFT, tl.where(ok, drift, old_drift))
-    _keep(old, new, FSTAR, fstar, ok)
-    _keep(old, new, POLYAK_LR, polyak, ok)
-    _keep(old, new, CAPPED, tl.load(old + CAPPED) + (moves & (cap <= polyak)).to(tl.float32), ok)
-    tl.store(new + SKIPPED, tl.load(old + SKIPPED) + tl.where(ok, 0.0, 1.0))
-    _keep(old, new, STALLED, tl.load(old + STALLED) + (moves & (gap == 0)).to(tl.float32), ok)
-    _keep(old, new, RAW_LOSS_AVG, raw, ok)
     tl.store(factor + group, tl.where(ok, tau * ratio, 0.0), mask=mask)
     tl.store(decay + group, tl.where(ok, a, 0.0), mask=mask)
     tl.store(good, ok)
@@ -168,8 +180,8 @@ def next_averaged_step(
     new,
     factor,
     decay,
-    share,
     good,
+    share,
     lb,
     groups,
     stride: tl.constexpr,
@@ -182,12 +194,12 @@ def next_averaged_step(
     """`averaged_model.next_averaged_step`: from the old states, one after the other, to the new ones, and the step to take."""
     group = tl.arange(0, block)
     mask = group < groups
-    n = tl.load(norm_sq + group * stride, mask=mask, other=0.0)
-    step_ahead = tl.load(ahead + group * stride, mask=mask, other=0.0)
-    s = tl.load(overlap + group * stride, mask=mask, other=0.0)
-    v = tl.load(taken + group * stride, mask=mask, other=0.0)
-    alpha = tl.load(lr + group, mask=mask, other=0.0)
-    lam = tl.load(weight_decay + group, mask=mask, other=0.0)
+    n = _entries(norm_sq, group, groups, stride)
+    step_ahead = _entries(ahead, group, groups, stride)
+    s = _entries(overlap, group, groups, stride)
+    v = _entries(taken, group, groups, stride)
+    alpha = _entries(lr, group, groups, 1)
+    lam = _entries(weight_decay, group, groups, 1)
     f = tl.load(loss)
 
     cap = tl.max(alpha, 0)
@@ -221,15 +233,9 @@ def next_averaged_step(
     ok = finite(polyak) & finite(raw) & finite(gap_avg) & finite(norm_avg) & finite(tau_max) & finite(weight_sum)
     ok = ok & finite(tau) & finite(tl.sum(a, 0)) & finite(fed) & finite(norm) & finite(tl.sum(n, 0)) & flag(usable)
     ok = ok & finite(tl.sum(step_ahead, 0)) & finite(tl.sum(s, 0)) & finite(tl.sum(v, 0))
-    _keep(old, new, STEP, step, ok)
+    _settle(old, new, step, fstar, polyak, moves & (cap <= polyak), (gap == 0) & (f <= fstar), raw, ok)
     tl.store(new + LOSS_AVG, tl.load(old + LOSS_AVG))
     tl.store(new + DRIFT, tl.load(old + DRIFT))
-    _keep(old, new, FSTAR, fstar, ok)
-    _keep(old, new, POLYAK_LR, polyak, ok)
-    _keep(old, new, CAPPED, tl.load(old + CAPPED) + (moves & (cap <= polyak)).to(tl.float32), ok)
-    tl.store(new + SKIPPED, tl.load(old + SKIPPED) + tl.where(ok, 0.0, 1.0))
-    _keep(old, new, STALLED, tl.load(old + STALLED) + ((gap == 0) & (f <= fstar)).to(tl.float32), ok)
-    _keep(old, new, RAW_LOSS_AVG, raw, ok)
     _keep(old, new, GAP_AVG, gap_avg, ok)
     _keep(old, new, NORM_AVG, norm_avg, ok)
     _keep(old, new, TAU_MAX, tau_max, ok)
