@@ -34,7 +34,12 @@ def load_nothing(optimizer):
     optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
 
 
-KINDS = [{"lr": 1e-2}, {"lr": 10.0}, {"lr": 0.1, "averaging": True}, {"lr": "auto", "averaging": True}]
+KINDS = [
+    {"lr": 1e-2},
+    {"lr": 1e3, "lb": -0.1, "use_fstar": True},
+    {"lr": 0.1, "averaging": True},
+    {"lr": "auto", "averaging": True},
+]
 
 
 @both
