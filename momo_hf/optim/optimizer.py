@@ -13,7 +13,6 @@ from momo_hf.compat import untraced
 from momo_hf.optim.checks import NO_LOSS, check_group
 from momo_hf.optim.intake import LossIntake
 from momo_hf.optim.method import Method
-from momo_hf.optim.rates import names_of_rates
 from momo_hf.optim.record import scalar
 from momo_hf.optim.state import has_gradients, init_state, is_probe, show
 from momo_hf.optim.stateful import Stateful
@@ -145,7 +144,8 @@ class MomoOptimizer(LossIntake, Stateful):
             weight_decay=self._rates.of(groups, "weight_decay", like),
             dropped=dropped,
         )
-        alike = (*self._option_names(), *names_of_rates(groups))
+        # With averaging the largest `lr` may count, which groups of one `lr` need not share.
+        alike = (*self._option_names(), *(("lr_max",) if self.averages else ()))
         update = take_step(kind, groups, self.state, self.methods, alike, self.shard_group, given)
         if self._searching:
             self._verdict = Verdict(SEARCH.read(groups))

@@ -65,11 +65,6 @@ class Rates:
         return self.of(groups, "lr_max", lr).maximum(lr) if follows_no_decay(groups) else lr
 
 
-def names_of_rates(groups: list[Group]) -> tuple[str, ...]:
-    """What beside `lr` decides on the step of a group: two that a schedule brings to one `lr` may have had others before."""
-    return ("lr_max",) if follows_no_decay(groups) else ()
-
-
 def follows_no_decay(groups: list[Group]) -> bool:
     """Whether the iterates are averaged and the cap is found by a search."""
     head: dict[str, Any] = groups[0]

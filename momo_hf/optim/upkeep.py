@@ -37,7 +37,7 @@ def reset(groups: list[Group]) -> None:
     if SEARCH.stands_in(head):
         zeros |= zip(SEARCH.keys, new_search(head["search_steps"]))
     for group in groups:
-        own = {name: torch.zeros_like(group[name]) for name in ("effective_lr", "lr_max") if name in group}
+        own = {name: 0 * group[name] for name in ("effective_lr", "lr_max") if name in group}
         group.update(zeros | own)
 
 

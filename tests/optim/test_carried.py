@@ -25,7 +25,7 @@ def change(params):
 
 
 def loaded(cls, options, params, optimizer, weights_first):
-    others, _ = least_squares(torch.float64, seed=1)
+    others, _ = least_squares(params[0].dtype, seed=1)
     resumed, state = cls(others, **options), copy.deepcopy(optimizer.state_dict())
     if not weights_first:
         resumed.load_state_dict(state)
@@ -63,6 +63,23 @@ def test_changes_before_the_first_step(cls, options, how, before):
         torch.testing.assert_close(others, params, rtol=1e-9, atol=1e-12)
         sizes = [float(o.param_groups[0]["effective_lr"]) for o in (optimizer, resumed)]
         assert sizes[1] == pytest.approx(sizes[0], rel=1e-7) and "left" not in resumed.param_groups[0]
+
+
+@both
+def test_changes_before_the_first_step_in_bfloat16(cls):
+    params, backward = least_squares(torch.bfloat16)
+    optimizer = cls(params, lr=10.0)
+    train(optimizer, backward, 6)
+    others, resumed = loaded(cls, {"lr": 10.0}, params, optimizer, True)
+    change(params)
+    change(others)
+    loss = backward().detach()
+    for p, q in zip(params, others):
+        q.grad = p.grad.clone()
+    for o in (optimizer, resumed):
+        o.step(loss=loss)
+    drifts = [o.param_groups[0]["drift"] for o in (optimizer, resumed)]
+    torch.testing.assert_close(drifts[1], drifts[0], rtol=1e-5, atol=1e-7)
 
 
 @both

@@ -16,11 +16,11 @@ def test_an_lr_of_a_dropped_step_is_not_remembered(cls):
     optimizer = cls(params, lr="auto", averaging=True)
     for steps in (10, 120):  # in the search, and after it
         train(optimizer, backward, steps)
-        before = float(optimizer.cap())
-        optimizer.param_groups[0]["lr"] = 50.0
+        before, lr = float(optimizer.cap()), optimizer.param_groups[0]["lr"]
+        optimizer.param_groups[0]["lr"] = 50 * lr
         backward()
         optimizer.step(loss=float("nan"))
-        optimizer.param_groups[0]["lr"] = 1.0
+        optimizer.param_groups[0]["lr"] = lr
     assert not optimizer.searching and float(optimizer.cap()) == before == pytest.approx(optimizer.search.cap)
 
 
@@ -29,7 +29,9 @@ def test_an_lr_that_falls_when_the_search_is_over_is_not_followed():
     optimizer = MomoAdam(params, lr="auto", averaging=True)
     while optimizer.search.cap is None:
         train(optimizer, backward, 1)
-    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.eval()
+    optimizer.train()
+    optimizer.param_groups[0]["lr"] *= 0.1
     train(optimizer, backward, optimizer.search.steps)
     assert float(optimizer.cap()) == pytest.approx(optimizer.search.cap)
 
@@ -38,7 +40,7 @@ def test_a_warmup_that_was_reached_before_a_reload_counts_after_it():
     params, backward = least_squares()
     optimizer = MomoAdam(params, lr="auto", averaging=True)
     train(optimizer, backward, 130)
-    optimizer.param_groups[0]["lr"] = 0.1  # a schedule that falls
+    optimizer.param_groups[0]["lr"] *= 0.1  # a schedule that falls
     cap = float(optimizer.cap())
     state = copy.deepcopy(optimizer.state_dict())
     resumed = MomoAdam(params, lr="auto", averaging=True)

@@ -235,8 +235,8 @@ def test_an_lr_that_is_no_number_drops_a_step_of_it(cls):
     params, backward = least_squares()
     optimizer = cls(params, lr="auto")
     train(optimizer, backward, 20)
-    before = [p.detach().clone() for p in params]
-    for lr, steps, skipped in ((float("nan"), 20, 1), (1.0, 21, 1)):
+    before, good = [p.detach().clone() for p in params], optimizer.param_groups[0]["lr"]
+    for lr, steps, skipped in ((float("nan"), 20, 1), (good, 21, 1)):
         optimizer.param_groups[0]["lr"] = lr
         train(optimizer, backward, 1)
         assert optimizer.search.steps == steps and optimizer.param_groups[0]["skipped"] == skipped

@@ -34,7 +34,12 @@ def load_nothing(optimizer):
     optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
 
 
-KINDS = [{"lr": 1e-2}, {"lr": 10.0}, {"lr": 0.1, "averaging": True}, {"lr": "auto", "averaging": True}]
+KINDS = [
+    {"lr": 1e-2},
+    {"lr": 1e3, "lb": -0.1, "use_fstar": True},
+    {"lr": 0.1, "averaging": True},
+    {"lr": "auto", "averaging": True},
+]
 
 
 @both
@@ -91,6 +96,19 @@ def test_what_was_saved_before_and_what_is_saved_then(cls):
     assert between["state"] == {} and between["param_groups"][0]["step"] == copied.param_groups[0]["step"] == 0
     optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["step"] == 5 and optimizer.param_groups[0]["loss_avg"] > 0
+
+
+def test_state_that_is_asked_for_when_it_was_emptied_is_new():
+    """By torch.distributed.checkpoint, with a step that has no loss and gradients of 0."""
+    params, backward = least_squares()
+    optimizer = MomoAdam(params, lr=10.0)
+    train(optimizer, backward, 5)
+    optimizer.state.clear()
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step(closure=None)
+    group = optimizer.param_groups[0]
+    assert optimizer.state and group["step"] == group["loss_avg"] == group["drift"] == 0
 
 
 def test_an_average_begins_at_the_average_when_it_is_taken_away_there():

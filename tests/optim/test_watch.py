@@ -124,3 +124,15 @@ def test_a_graph_that_is_being_captured_holds_no_look(cls, caplog, monkeypatch):
     monkeypatch.undo()
     train(cls(params, lr=0.1, lb=1e6), backward, 60)
     assert messages(caplog, "training stalls")
+
+
+@both
+def test_an_optimizer_whose_state_was_emptied_is_watched_anew(cls, caplog):
+    params, backward = least_squares()
+    optimizer = cls(params, lr=0.1)
+    for _ in range(2):
+        for step in range(50):
+            backward()
+            optimizer.step(loss=float("nan") if step < 30 else 1.0)
+        optimizer.state.clear()
+    assert len(messages(caplog, "(30 in all)")) == 2
