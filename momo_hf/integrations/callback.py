@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
+from momo_hf.integrations.accelerate import momo_metrics
 from momo_hf.integrations.bars import log_above_bars
 from momo_hf.integrations.groups import methods_in_words
 from momo_hf.integrations.learning_rate import warning_at_end, warning_at_start
 from momo_hf.integrations.search_report import SearchReport
+from momo_hf.integrations.weights import unwrap_optimizer
 from momo_hf.optim import MomoOptimizer
 
 

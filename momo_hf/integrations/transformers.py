@@ -9,13 +9,13 @@ import torch
 from transformers import Trainer, TrainingArguments, modelcard
 from transformers.training_args import OptimizerNames
 
-from momo_hf.integrations.accelerate import averaged_weights, unwrap_optimizer
 from momo_hf.integrations.callback import MomoCallback
 from momo_hf.integrations.groups import muon_groups
 from momo_hf.integrations.learning_rate import left_alone, nothing_chosen
 from momo_hf.integrations.model_card import extract_hyperparameters
 from momo_hf.integrations.names import BEST, METHODS
 from momo_hf.integrations.smoothing import watch_smoothing
+from momo_hf.integrations.weights import averaged_weights, unwrap_optimizer
 from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import MomoMuon, MomoOptimizer
 from momo_hf.optim.steps.search import AUTO
@@ -155,7 +155,7 @@ def _then_equip(original: Callable) -> Callable:
 
 def _save_model(original: Callable) -> Callable:
     def save_model(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        with averaged_weights(self.optimizer):
+        with averaged_weights(unwrap_optimizer(self.optimizer)):
             return original(self, *args, **kwargs)
 
     return save_model
@@ -163,7 +163,7 @@ def _save_model(original: Callable) -> Callable:
 
 def _save_checkpoint(original: Callable) -> Callable:
     def save_checkpoint(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        with averaged_weights(self.optimizer, keep=False):
+        with averaged_weights(unwrap_optimizer(self.optimizer), keep=False):
             return original(self, *args, **kwargs)
 
     return save_checkpoint

@@ -169,7 +169,7 @@ class Averaged(Kind):
         if self.outside.begins:
             # Where most of the model began anew, what is averaged does too: no process may decide that alone.
             kept = 2 * beside <= sum(p.numel() for p in parameters_of(groups))
-            averages = averages._make(torch.where(kept, value, 0.0) for value in averages)
+            averages = AverageState(*(torch.where(kept, value, 0.0) for value in averages))
             self.outside.after_step()
         found, settings = AveragedSums(*sums.unbind()), settings_of(groups[0])
         model, averages, update = scalars.next_averaged_step(

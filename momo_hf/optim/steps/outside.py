@@ -172,7 +172,7 @@ def fingerprints(params: list[Tensor]) -> dict[Tensor, Print]:
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for p in params:
         alike.setdefault((p.device, p.dtype), []).append(p)
-    found = {}
+    found: dict[Tensor, Print] = {}
     for (device, _), some in alike.items():
         wide = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         parts = [local(p).detach() for p in some]
