@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from momo_hf.integrations.accelerate import momo_metrics
 from momo_hf.integrations.bars import log_above_bars
+from momo_hf.integrations.evaluating import SEARCH_GOES_ON
 from momo_hf.integrations.groups import methods_in_words
 from momo_hf.integrations.learning_rate import warning_at_end, warning_at_start
 from momo_hf.integrations.search_report import SearchReport
@@ -31,6 +32,7 @@ class MomoCallback(TrainerCallback):
         self._effective_lrs: list[float] = []
         self._warned = False
         self._report: SearchReport | None = None
+        self._said_that_it_searches = False
 
     def on_train_begin(
         self,
@@ -58,6 +60,21 @@ class MomoCallback(TrainerCallback):
     ) -> None:
         if self._report is not None:
             self._report.after_step()
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        optimizer = unwrap_optimizer(optimizer)
+        if optimizer is None or self._said_that_it_searches or not (optimizer.state and optimizer.searching):
+            return
+        self._said_that_it_searches = True
+        if state.is_world_process_zero:
+            logger.warning(SEARCH_GOES_ON.format(step=state.global_step))
 
     def on_log(
         self,

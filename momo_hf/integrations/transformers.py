@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer, TrainingArguments, modelcard
 from transformers.training_args import OptimizerNames
 
+from momo_hf.integrations import evaluating
 from momo_hf.integrations.callback import MomoCallback
 from momo_hf.integrations.groups import muon_groups
 from momo_hf.integrations.learning_rate import left_alone, nothing_chosen
@@ -188,6 +189,7 @@ def equip_trainers() -> None:
     wrap_once(Trainer, "save_model", _save_model)
     wrap_once(Trainer, "_save_checkpoint", _save_checkpoint)
     wrap_once(Trainer, "_load_best_model", _load_best_model)
+    evaluating.install()
     wrap_once(modelcard, "extract_hyperparameters_from_trainer", extract_hyperparameters)
 
 
