@@ -133,13 +133,18 @@ def _get_optimizer_cls_and_kwargs(original: Callable) -> Callable:
 # ---- Trainers ----
 
 
+def callback_of(trainer: Trainer) -> MomoCallback | None:
+    """The callback that goes with a MoMo optimizer, if a Trainer has it."""
+    return next((c for c in trainer.callback_handler.callbacks if isinstance(c, MomoCallback)), None)
+
+
 def equip(trainer: Trainer) -> None:
     """Give a Trainer whose optimizer is a MoMo one what goes with it: the callback, the bound of smoothed labels."""
     # A few trainers make their optimizer before their callbacks, and log for themselves.
     handler = getattr(trainer, "callback_handler", None)
     if handler is None or unwrap_optimizer(trainer.optimizer) is None:
         return
-    callback = next((c for c in handler.callbacks if isinstance(c, MomoCallback)), None) or MomoCallback()
+    callback = callback_of(trainer) or MomoCallback()
     # First in the list, so that every tracker after it sees the numbers.
     handler.callbacks[:] = [callback, *(c for c in handler.callbacks if c is not callback)]
     watch_smoothing(trainer)
@@ -154,9 +159,23 @@ def _then_equip(original: Callable) -> Callable:
     return create
 
 
+def _refresh_batch_norm(trainer: Trainer) -> None:
+    if (callback := callback_of(trainer)) is not None:
+        callback.batch_norm.refresh(trainer)
+
+
+def _evaluation_loop(original: Callable) -> Callable:
+    def evaluation_loop(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        _refresh_batch_norm(self)
+        return original(self, *args, **kwargs)
+
+    return evaluation_loop
+
+
 def _save_model(original: Callable) -> Callable:
     def save_model(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         with averaged_weights(unwrap_optimizer(self.optimizer)):
+            _refresh_batch_norm(self)
             return original(self, *args, **kwargs)
 
     return save_model
@@ -186,6 +205,7 @@ def equip_trainers() -> None:
     """
     wrap_once(Trainer, "create_optimizer", _then_equip)
     wrap_once(Trainer, "create_scheduler", _then_equip)
+    wrap_once(Trainer, "evaluation_loop", _evaluation_loop)
     wrap_once(Trainer, "save_model", _save_model)
     wrap_once(Trainer, "_save_checkpoint", _save_checkpoint)
     wrap_once(Trainer, "_load_best_model", _load_best_model)
