@@ -9,8 +9,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from momo_hf.compat import fsdp_param_groups
 from momo_hf.optim import MomoOptimizer
 from momo_hf.optim.stateful import LIVING
 
@@ -48,8 +49,16 @@ def training(model: nn.Module) -> list[MomoOptimizer]:
     candidates = [o for o in LIVING if o.averages and o.trains and not o.searching]
     if not candidates:
         return []
-    params = list(model.parameters())
+    params = list(parameters_of_model(model))
     return [o for o in candidates if any(p in o.state for p in params)]
+
+
+def parameters_of_model(model: nn.Module) -> Iterator[Tensor]:
+    """The parameters of a model; where FSDP2 has left whole ones in it after a forward pass, those that an optimizer has too."""
+    yield from model.parameters()
+    for module in model.modules():
+        if hasattr(module, "_get_fsdp_state"):
+            yield from (param.sharded_param for group in fsdp_param_groups(module) for param in group.fsdp_params)
 
 
 def say(message: str, model: nn.Module, optimizer: MomoOptimizer) -> None:
