@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from momo_hf.integrations.weights import CALLED, READ, RESUMES, say, training
 from momo_hf.integrations.wrapping import wrap_once
@@ -34,18 +33,18 @@ def _watch(model: nn.Module, averaged: Any) -> None:
     for module in model.modules():
         if any(p in averaged for p in module.parameters(recurse=False)):
             if not hasattr(module, _WATCHED):
-                setattr(module, _WATCHED, module.register_forward_pre_hook(_look))
+                setattr(module, _WATCHED, (module.register_forward_pre_hook(_look), type(model).__name__))
             return
 
 
 def _look(module: nn.Module, args: Any) -> None:
     if torch.compiler.is_compiling() or module.training or torch.is_grad_enabled():
         return
-    handle: RemovableHandle = getattr(module, _WATCHED)
+    handle, name = getattr(module, _WATCHED)
     handle.remove()  # a model that is pickled needs nothing of ours
     delattr(module, _WATCHED)
     for optimizer in training(module):
-        say(CALLED, module, optimizer)
+        say(CALLED, name, optimizer)
 
 
 def _state_dict(original: Callable) -> Callable:
@@ -55,7 +54,7 @@ def _state_dict(original: Callable) -> Callable:
         whole = not args and kwargs.get("destination") is None and not kwargs.get("keep_vars")
         if whole and not RESUMES.get():
             for optimizer in training(self):
-                say(READ, self, optimizer)
+                say(READ, type(self).__name__, optimizer)
         return found
 
     return state_dict

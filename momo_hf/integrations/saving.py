@@ -24,7 +24,7 @@ def _save_pretrained(original: Callable) -> Callable:
     def save_pretrained(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         optimizers, resumes = training(self), RESUMES.get()
         for optimizer in optimizers:
-            say(READ if resumes else AVERAGED, self, optimizer)
+            say(READ if resumes else AVERAGED, type(self).__name__, optimizer)
         # Beside the state of an optimizer in train mode only the point of gradients is right.
         with averaged_weights(*(() if resumes else optimizers)):
             return original(self, *args, **kwargs)
@@ -38,7 +38,7 @@ def _get_state_dict(original: Callable) -> Callable:
         if not optimizers:
             return original(self, model, *args, **kwargs)
         for optimizer in optimizers:
-            say(AVERAGED, model, optimizer)
+            say(AVERAGED, type(model).__name__, optimizer)
         with averaged_weights(*optimizers):
             found = original(self, model, *args, **kwargs)
             # Mostly they are the parameters themselves; what is collected from several processes is a copy already.

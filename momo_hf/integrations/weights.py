@@ -61,11 +61,11 @@ def parameters_of_model(model: nn.Module) -> Iterator[Tensor]:
             yield from (param.sharded_param for group in fsdp_param_groups(module) for param in group.fsdp_params)
 
 
-def say(message: str, model: nn.Module, optimizer: MomoOptimizer) -> None:
-    """Say one of the sentences above, once for an optimizer; on the first process."""
+def say(message: str, model: str, optimizer: MomoOptimizer) -> None:
+    """Say one of the sentences above about a model, by the name of its class, once for an optimizer; on the first process."""
     said = _SAID.setdefault(optimizer, set())
     if message not in said and not (dist.is_initialized() and dist.get_rank() > 0):
-        logger.warning(message.format(model=type(model).__name__))
+        logger.warning(message.format(model=model))
     said.add(message)
 
 

@@ -83,7 +83,7 @@ def test_a_model_in_eval_mode_alone_is_said_once(cls, caplog):
         loop.model.eval()
         loop.evaluate()
     assert said(caplog, EVALUATED) == len(caplog.records) == 1
-    assert "optimizer.eval() beside model.eval()" in caplog.text
+    assert "A Block in eval mode" in caplog.text and "optimizer.eval() beside model.eval()" in caplog.text
 
 
 @loops

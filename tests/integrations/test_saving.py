@@ -106,7 +106,7 @@ def test_save_pretrained_saves_the_average_and_leaves_training_as_it_was(kind, t
     assert equal(loop.saved(tmp_path / "saved", kind), expected)
     assert equal(weights(loop.train(range(6, 9)).model), weights(undisturbed.train(range(6, 9)).model))
     assert len(said(caplog, "save optimizer.state_dict() beside them after optimizer.eval()")) == 1
-    assert not said(caplog, "Something else")
+    assert not said(caplog, "Something other")
 
 
 def test_a_plain_loop_saves_the_average_too(tmp_path):

@@ -231,7 +231,7 @@ def test_what_the_average_cannot_follow_is_said_once(change, name, caplog):
     caplog.set_level(logging.WARNING)
     pair = Pair()
     pair.train(8, torch.no_grad()(lambda: change(pair.params)))
-    said = [record.getMessage() for record in caplog.records if "Something else" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "Something other" in record.getMessage()]
     assert len(said) == (name is not None)
     assert name is None or name in said[0]
 

@@ -35,7 +35,7 @@ SAME = 1e-9
 LOOKS, EVERY = 10, 50
 
 SAID = (
-    "Something else than this optimizer wrote to parameters between two steps (the first one is {name}). What was set to 0 is 0 in the "
+    "Something other than this optimizer wrote to parameters between two steps (the first one is {name}). What was set to 0 is 0 in the "
     "averaged weights too; any other change is added to them, so that clamps, projections and averages over workers hold where "
     "gradients are taken, but not for the averaged weights: repeat them on a copy that you evaluate or save, or leave averaging out. "
     "Weights that training is to begin at: load them after optimizer.eval()."
