@@ -116,7 +116,8 @@ class Outside:
 
     def begun(self, layouts: Iterable[Layout | None], like: Tensor) -> dict[Layout | None, Tensor]:
         """How many elements of this process have begun anew since the last step, for every layout a scalar like `like`."""
-        return {layout: torch.as_tensor(self._begun.get(layout, 0.0)).to(like) for layout in layouts}
+        none = torch.zeros_like(like)
+        return {layout: self._begun.get(layout, none).to(like) for layout in layouts}
 
     def after_step(self) -> None:
         """What began anew has been heard of."""
