@@ -46,7 +46,8 @@ def unwrap_optimizer(optimizer: Any) -> MomoOptimizer | None:
 
 def training(model: nn.Module) -> list[MomoOptimizer]:
     """The optimizers that average weights of a model, and have the point of gradients in it now."""
-    candidates = [o for o in LIVING if o.averages and o.trains and not o.searching]
+    living = (o for o in LIVING if isinstance(o, MomoOptimizer))
+    candidates = [o for o in living if o.averages and o.trains and not o.searching]
     if not candidates:
         return []
     params = list(parameters_of_model(model))

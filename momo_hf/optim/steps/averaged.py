@@ -18,13 +18,13 @@ from torch import Tensor
 
 from momo_hf.optim.kernels import scalars
 from momo_hf.optim.method import Method
-from momo_hf.optim.record import Group, Record
+from momo_hf.optim.record import Group, Record, params_of
 from momo_hf.optim.steps.averaged_model import AveragedStep, AveragedSums, AverageState
 from momo_hf.optim.steps.elementwise import buffers_of, corrected, inner_product, lerp, take_in, zero_unless
 from momo_hf.optim.steps.given import Beginning, Given, settings_of
 from momo_hf.optim.steps.kind import Access, How, Kind, Now, Tensors
 from momo_hf.optim.steps.modelled import MODEL
-from momo_hf.optim.steps.outside import Outside, parameters_of
+from momo_hf.optim.steps.outside import Outside
 from momo_hf.optim.tensors.buckets import Bucket, method_of
 from momo_hf.optim.tensors.chunks import pieces
 from momo_hf.optim.tensors.sharding import Layout, local
@@ -168,7 +168,7 @@ class Averaged(Kind):
         averages = AVERAGES.read(groups)
         if self.outside.begins:
             # Where most of the model began anew, what is averaged does too: no process may decide that alone.
-            kept = 2 * beside <= sum(p.numel() for p in parameters_of(groups))
+            kept = 2 * beside <= sum(p.numel() for p in params_of(groups))
             averages = AverageState(*(torch.where(kept, value, 0.0) for value in averages))
             self.outside.after_step()
         found, settings = AveragedSums(*sums.unbind()), settings_of(groups[0])

@@ -12,13 +12,12 @@ Whatever writes to a parameter in place raises its version, which is compared be
 
 import logging
 from collections.abc import Iterable, Mapping
-from itertools import chain
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from momo_hf.optim.record import Group
+from momo_hf.optim.record import Group, params_of
 from momo_hf.optim.steps.movement import Marks, marks
 from momo_hf.optim.steps.ramp import ORIGIN
 from momo_hf.optim.tensors.sharding import Layout, layout_of, local
@@ -27,7 +26,7 @@ from momo_hf.optim.tensors.sharding import Layout, layout_of, local
 logger = logging.getLogger(__name__)
 
 State = Mapping[Tensor, dict[str, Tensor]]
-Print = tuple[Tensor, Tensor]
+Print = tuple[Tensor, Tensor, torch.dtype]
 
 # Two fingerprints are of the same values where they differ by less than this share: sums depend on the number of threads.
 SAME = 1e-9
@@ -66,7 +65,7 @@ class Outside:
             state: of their parameters.
             trains: whether they hold y.
         """
-        params = parameters_of(groups)
+        params = params_of(groups)
         self._marks = marks(params)
         self._prints = fingerprints(list(self._watched) if trains else [p for p in params if p in state])
         self._zeros = {p: zeros_of(p) for p in self._watched if trains}
@@ -79,7 +78,7 @@ class Outside:
             state: of their parameters; it is changed.
             trains: whether the parameters hold y.
         """
-        params, before = parameters_of(groups), self._marks
+        params, before = params_of(groups), self._marks
         now = marks(params)
         if now[: len(before)] == before:
             return
@@ -98,7 +97,7 @@ class Outside:
 
     def _begin(self, p: Tensor, entry: dict[str, Tensor]) -> None:
         """x, y and z become what is in the parameter, unless its values are what they were."""
-        if p not in self._prints:
+        if p not in self._prints or p.dtype != self._prints[p][2]:  # in another dtype values round, and mean the same
             return
         new, values = self._differs(p), local(p)
         if "ahead" in entry:
@@ -146,7 +145,7 @@ class Outside:
     def _differs(self, p: Tensor) -> Tensor:
         """Whether the values of a parameter are others than when it was left, 0-dim bool."""
         (now,), before = fingerprints([p]).values(), self._prints[p]
-        apart = [(n - b.to(n.device)).abs() > SAME * n for n, b in zip(now, before)]
+        apart = [(n - b.to(n.device)).abs() > SAME * n for n, b in zip(now[:2], before[:2])]
         return apart[0] | apart[1]
 
 
@@ -163,21 +162,17 @@ def _shift(p: Tensor, entry: dict[str, Tensor]) -> None:
 # ---- Parameters ----
 
 
-def parameters_of(groups: list[Group]) -> list[Tensor]:
-    """The parameters of all groups."""
-    return list(chain.from_iterable(group["params"] for group in groups))
-
-
 def fingerprints(params: list[Tensor]) -> dict[Tensor, Print]:
-    """Two norms of the part of every parameter that this process holds, in a few calls for all of them."""
+    """Two norms of the part of every parameter that this process holds, in a few calls for all of them, and its dtype."""
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for p in params:
         alike.setdefault((p.device, p.dtype), []).append(p)
     found: dict[Tensor, Print] = {}
-    for (device, _), some in alike.items():
+    for (device, dtype), some in alike.items():
         wide = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         parts = [local(p).detach() for p in some]
-        found |= zip(some, zip(*(torch._foreach_norm(parts, order, dtype=wide) for order in (1, 2))))
+        ones, twos = (torch._foreach_norm(parts, order, dtype=wide) for order in (1, 2))
+        found |= {p: (one, two, dtype) for p, one, two in zip(some, ones, twos)}
     return found
 
 
