@@ -31,9 +31,13 @@ from momo_hf.integrations.on_import import OnImport
 _WATCH = OnImport(
     __name__,
     {
+        "torch.nn": "momo_hf.integrations.modes",
         "accelerate": "momo_hf.integrations.accelerate",
         "transformers.training_args": "momo_hf.integrations.names",
         "transformers.trainer": "momo_hf.integrations.transformers",
+        "transformers.modeling_utils": "momo_hf.integrations.saving",
+        "peft.peft_model": "momo_hf.integrations.saving",
+        "diffusers.models.modeling_utils": "momo_hf.integrations.saving",
     },
 )
 

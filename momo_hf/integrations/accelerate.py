@@ -5,10 +5,9 @@ written by hand, with DeepSpeed even the place where the step itself is taken. S
 An Accelerator without a MoMo optimizer behaves as before.
 """
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +15,9 @@ from accelerate import Accelerator, DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
-from momo_hf.integrations import deepspeed
+from momo_hf.integrations import deepspeed, saving
 from momo_hf.integrations.gradients import Snapshot, note_model
+from momo_hf.integrations.weights import unwrap_optimizer
 from momo_hf.integrations.window import LossWindow, average
 from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import MomoOptimizer
@@ -26,13 +26,6 @@ from momo_hf.optim.tensors.sharding import whole
 
 # What a prepared optimizer passes on to the MoMo optimizer in it.
 BY_HAND = ("set_loss", "set_clip_factor", "set_lb", "drop_loss", "has_loss", "search")
-
-
-def unwrap_optimizer(optimizer: Any) -> MomoOptimizer | None:
-    """The MoMo optimizer inside the wrappers of accelerate and DeepSpeed, or None if there is another one inside."""
-    while optimizer is not None and not isinstance(optimizer, MomoOptimizer):
-        optimizer = getattr(optimizer, "optimizer", None)
-    return optimizer
 
 
 def windows_of(accelerator: Accelerator) -> list[LossWindow]:
@@ -234,38 +227,6 @@ def _step(original: Callable) -> Callable:
     return step
 
 
-@contextlib.contextmanager
-def averaged_weights(*optimizers: Any, keep: bool = True) -> Iterator[None]:
-    """Have the averaged weights in the parameters for a while, where MoMo optimizers average.
-
-    Args:
-        optimizers: of any kind, prepared or not.
-        keep: keep a copy of the parameters meanwhile, so that they come back bit for bit: perhaps one process of several
-            saves, and the others change nothing. Without, they come back as those of a run that is resumed from x.
-    """
-    training = [o for o in map(unwrap_optimizer, optimizers) if o is not None and o.averages and o.trains]
-    params = [p for o in training if keep for group in o.param_groups for p in group["params"]]
-    before = [p.detach().clone() for p in params]
-    for optimizer in training:
-        optimizer.eval()
-    try:
-        yield
-    finally:
-        for optimizer in training:
-            optimizer.train()
-        with torch.no_grad():
-            for p, value in zip(params, before):
-                p.copy_(value)
-
-
-def _save_model(original: Callable) -> Callable:
-    def save_model(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
-        with averaged_weights(*self._optimizers):
-            return original(self, *args, **kwargs)
-
-    return save_model
-
-
 def _by_hand(self: AcceleratedOptimizer, name: str) -> Any:
     """What a prepared optimizer has where there is a MoMo optimizer inside: `set_loss` and its like and `search`."""
     optimizer = unwrap_optimizer(self)
@@ -282,10 +243,10 @@ def install() -> None:
         (Accelerator, "clip_grad_value_", _clip_grad_value_),
         (Accelerator, "prepare_model", _prepare_model),
         (Accelerator, "prepare_optimizer", _prepare_optimizer),
-        (Accelerator, "save_model", _save_model),
         (AcceleratedOptimizer, "step", _step),
     ):
         wrap_once(owner, name, wrap)
     for name in BY_HAND:
         setattr(AcceleratedOptimizer, name, property(functools.partial(_by_hand, name=name)))
     deepspeed.install()
+    saving.install()

@@ -6,11 +6,14 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
+from momo_hf.integrations.accelerate import momo_metrics
 from momo_hf.integrations.bars import log_above_bars
+from momo_hf.integrations.batch_norm import BatchNormStatistics
+from momo_hf.integrations.evaluating import SEARCH_GOES_ON
 from momo_hf.integrations.groups import methods_in_words
 from momo_hf.integrations.learning_rate import warning_at_end, warning_at_start
 from momo_hf.integrations.search_report import SearchReport
+from momo_hf.integrations.weights import unwrap_optimizer
 from momo_hf.optim import MomoOptimizer
 
 
@@ -23,13 +26,19 @@ class MomoCallback(TrainerCallback):
 
     Every Trainer with a MoMo optimizer gets one by itself, before its trackers. It reads the device at the logging steps
     only.
+
+    Args:
+        batch_norm_batches: where the iterates are averaged and the model has BatchNorm, its statistics are taken anew from so many
+            batches of training data whenever the model is evaluated or saved; 0 leaves them as training has left them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, batch_norm_batches: int = 20) -> None:
+        self.batch_norm = BatchNormStatistics(batch_norm_batches)
         self._before = (0.0, 0.0)  # steps and capped steps at the last log
         self._effective_lrs: list[float] = []
         self._warned = False
         self._report: SearchReport | None = None
+        self._said_that_it_searches = False
 
     def on_train_begin(
         self,
@@ -45,6 +54,8 @@ class MomoCallback(TrainerCallback):
         if optimizer is None:
             return
         log_above_bars()
+        if model is not None:
+            self.batch_norm.begin(model)
         self._before = self._counts(optimizer)
         self._report = SearchReport(optimizer, args.output_dir or "", state.is_world_process_zero)
         message = warning_at_start(args, optimizer, model)
@@ -57,6 +68,21 @@ class MomoCallback(TrainerCallback):
     ) -> None:
         if self._report is not None:
             self._report.after_step()
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        optimizer = unwrap_optimizer(optimizer)
+        if optimizer is None or self._said_that_it_searches or not (optimizer.state and optimizer.searching):
+            return
+        self._said_that_it_searches = True
+        if state.is_world_process_zero:
+            logger.warning(SEARCH_GOES_ON.format(step=state.global_step))
 
     def on_log(
         self,

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from momo_hf.compat import fsdp_param_groups
+from momo_hf.integrations.weights import parameters_of_model
 from momo_hf.optim import MomoOptimizer
 
 
@@ -39,7 +40,7 @@ class Gradients:
         self.key = models_key(accelerator, optimizer)
         params = list(parameters_of(optimizer))
         owned = set(map(id, params))
-        models = [m for m in models_of(accelerator) if any(id(p) in owned for p in m.parameters())]
+        models = [m for m in models_of(accelerator) if any(id(p) in owned for p in parameters_of_model(m))]
         modules = list(chain.from_iterable(model.modules() for model in models))
         self._known = bool(models)
         self._ddp = [m for m in modules if isinstance(m, DistributedDataParallel)]

@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import Trainer
 
-from momo_hf.integrations.accelerate import unwrap_optimizer
 from momo_hf.integrations.groups import methods_in_words
 from momo_hf.integrations.learning_rate import cap_of
+from momo_hf.integrations.weights import unwrap_optimizer
 from momo_hf.optim import Momo, MomoAdam, MomoMuon, MomoOptimizer
 
 

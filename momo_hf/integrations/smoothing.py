@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer
 from transformers.trainer_pt_utils import LabelSmoother
 
-from momo_hf.integrations.accelerate import unwrap_optimizer
+from momo_hf.integrations.weights import unwrap_optimizer
 
 
 def label_smoothing_bound(epsilon: float, classes: int) -> float:

@@ -9,13 +9,14 @@ import torch
 from transformers import Trainer, TrainingArguments, modelcard
 from transformers.training_args import OptimizerNames
 
-from momo_hf.integrations.accelerate import averaged_weights, unwrap_optimizer
+from momo_hf.integrations import evaluating
 from momo_hf.integrations.callback import MomoCallback
 from momo_hf.integrations.groups import muon_groups
 from momo_hf.integrations.learning_rate import left_alone, nothing_chosen
 from momo_hf.integrations.model_card import extract_hyperparameters
 from momo_hf.integrations.names import BEST, METHODS
 from momo_hf.integrations.smoothing import watch_smoothing
+from momo_hf.integrations.weights import averaged_weights, unwrap_optimizer
 from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import MomoMuon, MomoOptimizer
 from momo_hf.optim.steps.search import AUTO
@@ -132,13 +133,18 @@ def _get_optimizer_cls_and_kwargs(original: Callable) -> Callable:
 # ---- Trainers ----
 
 
+def callback_of(trainer: Trainer) -> MomoCallback | None:
+    """The callback that goes with a MoMo optimizer, if a Trainer has it."""
+    return next((c for c in trainer.callback_handler.callbacks if isinstance(c, MomoCallback)), None)
+
+
 def equip(trainer: Trainer) -> None:
     """Give a Trainer whose optimizer is a MoMo one what goes with it: the callback, the bound of smoothed labels."""
     # A few trainers make their optimizer before their callbacks, and log for themselves.
     handler = getattr(trainer, "callback_handler", None)
     if handler is None or unwrap_optimizer(trainer.optimizer) is None:
         return
-    callback = next((c for c in handler.callbacks if isinstance(c, MomoCallback)), None) or MomoCallback()
+    callback = callback_of(trainer) or MomoCallback()
     # First in the list, so that every tracker after it sees the numbers.
     handler.callbacks[:] = [callback, *(c for c in handler.callbacks if c is not callback)]
     watch_smoothing(trainer)
@@ -153,9 +159,23 @@ def _then_equip(original: Callable) -> Callable:
     return create
 
 
+def _refresh_batch_norm(trainer: Trainer) -> None:
+    if (callback := callback_of(trainer)) is not None:
+        callback.batch_norm.refresh(trainer)
+
+
+def _evaluation_loop(original: Callable) -> Callable:
+    def evaluation_loop(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        _refresh_batch_norm(self)
+        return original(self, *args, **kwargs)
+
+    return evaluation_loop
+
+
 def _save_model(original: Callable) -> Callable:
     def save_model(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        with averaged_weights(self.optimizer):
+        with averaged_weights(unwrap_optimizer(self.optimizer)):
+            _refresh_batch_norm(self)
             return original(self, *args, **kwargs)
 
     return save_model
@@ -163,7 +183,7 @@ def _save_model(original: Callable) -> Callable:
 
 def _save_checkpoint(original: Callable) -> Callable:
     def save_checkpoint(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        with averaged_weights(self.optimizer, keep=False):
+        with averaged_weights(unwrap_optimizer(self.optimizer), keep=False):
             return original(self, *args, **kwargs)
 
     return save_checkpoint
@@ -185,9 +205,11 @@ def equip_trainers() -> None:
     """
     wrap_once(Trainer, "create_optimizer", _then_equip)
     wrap_once(Trainer, "create_scheduler", _then_equip)
+    wrap_once(Trainer, "evaluation_loop", _evaluation_loop)
     wrap_once(Trainer, "save_model", _save_model)
     wrap_once(Trainer, "_save_checkpoint", _save_checkpoint)
     wrap_once(Trainer, "_load_best_model", _load_best_model)
+    evaluating.install()
     wrap_once(modelcard, "extract_hyperparameters_from_trainer", extract_hyperparameters)
 
 

@@ -147,6 +147,7 @@ class MomoOptimizer(LossIntake, Stateful):
         # With averaging the largest `lr` may count, which groups of one `lr` need not share.
         alike = (*self._option_names(), *(("lr_max",) if self.averages else ()))
         update = take_step(kind, groups, self.state, self.methods, alike, self.shard_group, given)
+        self.leave()
         if self._searching:
             self._verdict = Verdict(SEARCH.read(groups))
         show(groups, update.factor, update.ok)
@@ -193,6 +194,14 @@ class MomoOptimizer(LossIntake, Stateful):
             put(self.param_groups, self.state, train)
         for group in self.param_groups:
             group["train_mode"] = train
+        self.leave()
+
+    def leave(self) -> None:
+        """Remember how the parameters are left, so that what else is done to them can be followed; a ramp takes it back."""
+        if self._searching and self.trains:
+            self._averaged.outside.forget()
+        elif self.averages:
+            self._averaged.outside.leave(self.param_groups, self.state, self.trains)
 
     # ---- The search for the cap ----
 
@@ -233,6 +242,8 @@ class MomoOptimizer(LossIntake, Stateful):
                 fit_iterates(self.param_groups, self.state, self.methods, self.trains, self._probed)
             self._fits = fits
         self._probed = False
+        if self.averages:
+            self._averaged.outside.follow(self.param_groups, self.state, self.trains)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,10 @@ from momo_hf.optim.steps.ramp import SEARCH, Ramp, resume_ramp
 from momo_hf.optim.steps.verdict import Verdict
 from momo_hf.optim.upkeep import drop_empty, reset
 from momo_hf.optim.watch import Watch
+
+
+# All that there are; what saves a model looks for those that average its weights.
+LIVING: "WeakSet[Stateful]" = WeakSet()
 
 
 class Stateful(Optimizer):
@@ -46,6 +51,7 @@ class Stateful(Optimizer):
 
     def _begin_anew(self) -> None:
         """Forget what is not in the state: how the last step left the parameters, and what is on its way to the host."""
+        LIVING.add(self)
         self._modelled, self._averaged, self._ramp = Modelled(), Averaged(), Ramp(self.methods)
         self._rates = Rates()
         self._verdict: Verdict | None = None

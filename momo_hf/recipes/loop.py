@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from momo_hf.integrations.accelerate import momo_metrics, unwrap_optimizer
+from momo_hf.integrations.accelerate import momo_metrics
 from momo_hf.integrations.bars import log_above_bars
 from momo_hf.integrations.groups import by_method
 from momo_hf.integrations.search_report import SearchReport
+from momo_hf.integrations.weights import unwrap_optimizer
 from momo_hf.optim import MomoMuon
 from momo_hf.recipes.errors import InputError
 from momo_hf.recipes.outputs import RunArguments, folder_of, remove_old_run, rotate, whole_folder, write_json

@@ -8,7 +8,7 @@ from tests.distributed.workers_trainer import ENVIRONMENTS
 
 
 WORKERS = "tests.distributed.workers_averaging:"
-TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "changed": 1e-10}
 
 
 def close(found, expected, tolerance):
@@ -23,8 +23,9 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize("world, kinds", [(2, "fsdp2,offload"), (4, "hsdp")])
 def test_a_sharded_run_equals_one_process(alone, world, kinds, tmp_path):
-    """With empty shards, frozen and unused parameters, a NaN on one rank, and one collective a step."""
+    """With empty shards, frozen and unused parameters, a NaN on one rank, changes from outside, and one collective a step."""
     runs = run_workers(WORKERS + "sharded", world, tmp_path, kinds)
+    assert [run.pop("said") for run in runs] == [0] * world
     for case, found in runs[0].items():
         dtype = case.split()[1]
         expected, tolerance = alone[dtype], TOLERANCE[dtype]
@@ -33,6 +34,7 @@ def test_a_sharded_run_equals_one_process(alone, world, kinds, tmp_path):
         assert found["log"][:, 4].unique().tolist() == [1] and expected["log"][:, 4].unique().tolist() == [0]
         assert close(found["x"], expected["x"], tolerance) and close(found["y"], expected["y"], tolerance)
         assert not close_enough(found["x"], found["y"])
+        assert ((found["x"]["first.weight"] == 0).sum() > 5) == (dtype == "changed")
         assert all(torch.equal(run[case]["x"][name], found["x"][name]) for run in runs for name in found["x"])
 
 

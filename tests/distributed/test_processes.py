@@ -52,7 +52,7 @@ def test_micro_batches_that_are_clipped_one_by_one(alone, two, kind):
         assert case["found"] == pytest.approx(case["right"], rel=1e-12)
 
 
-@pytest.mark.parametrize("where, averaged", [("forward", False), ("backward", True)])
+@pytest.mark.parametrize("where, averaged", [("forward", False), ("backward", True), ("triggered", True)])
 def test_the_forward_pass_decides_whether_gradients_are_averaged(two, where, averaged):
     first, second = (rank["divided"][where] for rank in two)
     assert torch.allclose(first["gradient"], second["gradient"]) == averaged

@@ -1,6 +1,7 @@
 """Averaged iterates in several processes: FSDP2 in its forms, DDP, Trainer's checkpoints, torch.distributed.checkpoint."""
 
 import os
+import unittest.mock
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from transformers import TrainingArguments
 
 from momo_hf import MomoAdam
+from momo_hf.optim.steps import outside
 from tests.distributed.workers import accelerator_for, full, pretend, reset, rows_of
 from tests.distributed.workers_fsdp2 import Calls, OddNet, start
 from tests.distributed.workers_trainer import KINDS, Config, InOrder, Model
@@ -22,8 +24,10 @@ def weights(model):
     return {name.removeprefix("module."): full(p) for name, p in model.named_parameters()}
 
 
-def bare(kind, dtype="float64", steps=12):
-    """fully_shard without accelerate, with empty shards, frozen and unused parameters, two groups and decay; a NaN, too."""
+def bare(kind, dtype="float64", steps=12, changes=False):
+    """fully_shard without accelerate, with empty shards, frozen and unused parameters, two groups and decay; a NaN, too. Perhaps
+    something else changes parameters in both modes.
+    """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     dtype = getattr(torch, dtype)
     model, data = OddNet(dtype=dtype), Points(dtype=dtype)
@@ -66,19 +70,41 @@ def bare(kind, dtype="float64", steps=12):
                 optimizer.eval()
                 optimizer.train()
             assert modes.count == 0
+        if changes and step in (2, 8):
+            replace(optimizer, model)
+        if changes and step > 8:
+            mask(model)
     y = weights(model)
     optimizer.eval()
     return {"log": torch.tensor(log, dtype=torch.float64), "y": y, "x": weights(model)}
 
 
+@torch.no_grad()
+def replace(optimizer, model):
+    """Other weights in eval mode, for training to begin at."""
+    optimizer.eval()
+    for p in model.parameters():
+        p.mul_(0.5).add_(0.1)
+    optimizer.train()
+
+
+@torch.no_grad()
+def mask(model):
+    """In train mode."""
+    model.first.weight.mul_((model.first.weight > 0.1).to(model.first.weight))
+
+
 def alone(folder):
-    return {dtype: bare("plain", dtype) for dtype in ("float64", "float32")} | {"loop": loop("ddp")}
+    runs = {dtype: bare("plain", dtype) for dtype in ("float64", "float32")}
+    return runs | {"changed": bare("plain", changes=True), "loop": loop("ddp")}
 
 
 def sharded(folder, kinds):
     start()
     made = {f"{kind} {dtype}": bare(kind, dtype) for kind in kinds.split(",") for dtype in ("float64", "float32")}
-    return made
+    with unittest.mock.patch.object(outside.logger, "warning") as said:
+        changed = {f"{kind} changed": bare(kind, changes=True) for kind in kinds.split(",")}
+    return made | changed | {"said": said.call_count}
 
 
 def loop(kind, steps=50):

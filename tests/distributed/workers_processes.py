@@ -218,13 +218,16 @@ def no_sync():
 
 
 def divided():
-    """Only the forward pass, or only the backward pass, under `no_sync`: DDP decides in the forward pass."""
+    """Only the forward pass, or only the backward pass, under `no_sync`: DDP decides in the forward pass; and a backward pass that
+    accelerate has average all the same.
+    """
     results = {}
-    for where in ("forward", "backward"):
+    for where in ("forward", "backward", "triggered"):
         accelerator, model, optimizer = prepared(lr=1e-6)
-        with accelerator.no_sync(model) if where == "forward" else contextlib.nullcontext():
+        with accelerator.no_sync(model) if where != "backward" else contextlib.nullcontext():
             loss = losses_of(accelerator, model)(0)
-        with accelerator.no_sync(model) if where == "backward" else contextlib.nullcontext():
+        around = {"forward": contextlib.nullcontext, "backward": accelerator.no_sync}
+        with around.get(where, accelerator.trigger_sync_in_backward)(*(() if where == "forward" else (model,))):
             accelerator.backward(loss)
         gradient = gradients(model)
         optimizer.step()

@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from momo_hf import MomoAdam
-from momo_hf.integrations.accelerate import unwrap_optimizer
+from momo_hf.integrations.weights import unwrap_optimizer
 from tests.distributed import workers_zero
 from tests.distributed.workers import accelerator_for, full, rows_of, train
 from tests.distributed.workers_fsdp2 import Calls, OddNet

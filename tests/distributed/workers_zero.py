@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
 
-from momo_hf.integrations.accelerate import unwrap_optimizer
+from momo_hf.integrations.weights import unwrap_optimizer
 from tests.distributed.workers import METHODS, SCALARS, pretend, rows_of
 from tests.toys import Net, Points
 

@@ -87,14 +87,14 @@ def test_an_overflow_with_a_finite_loss_waits(prepared):
     assert optimizer.param_groups[0]["skipped"] == 4
 
 
-def train(folder, steps=75, resume=None, **options):
+def train(folder, steps=75, resume=None, logging_steps=25, **options):
     arguments = TrainingArguments(
         folder,
         max_steps=steps,
         per_device_train_batch_size=6,
         learning_rate=1e-3,
         save_steps=20,
-        logging_steps=25,
+        logging_steps=logging_steps,
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
@@ -140,3 +140,14 @@ def test_logs_show_the_ramp_and_nothing_is_said_of_a_learning_rate(tmp_path, cap
         and "used step sizes from" in summary
         and "learning rate" not in summary
     )
+
+
+def test_the_summary_is_of_training_and_not_of_the_search(tmp_path, caplog):
+    """The step sizes of a search begin at 1e-6."""
+    with caplog.at_level(logging.WARNING, logger="momo_hf"):
+        trainer = train(tmp_path, logging_steps=5)
+    logged = [entry["momo/effective_lr"] for entry in trainer.state.log_history if "momo/effective_lr" in entry]
+    steps = trainer.optimizer.search.steps
+    (line,) = [record.message for record in caplog.records if "used step sizes" in record.message]
+    assert min(logged) == logged[0] == pytest.approx(trainer.optimizer.search.step_sizes[4])
+    assert f"from {min(logged[-((75 - steps) // 5) :]):.2e} to" in line

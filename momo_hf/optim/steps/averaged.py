@@ -1,5 +1,4 @@
-"""Averaging of the iterates (schedule-free): its step, and the two modes of the parameters. Its scalars are in
-`averaged_model`.
+"""Averaging of the iterates (schedule-free): its step, and two modes of the parameters; scalars are in `averaged_model`.
 
 In train mode a parameter holds y = (1-β) z + β x, the point where loss and gradient are taken; in eval mode it holds x, the
 average, which is to be evaluated and saved. Beside it stands z - y, so that each of the three follows from the other two:
@@ -18,15 +17,16 @@ from torch import Tensor
 
 from momo_hf.optim.kernels import scalars
 from momo_hf.optim.method import Method
-from momo_hf.optim.record import Group, Record
+from momo_hf.optim.record import Group, Record, params_of
 from momo_hf.optim.steps.averaged_model import AveragedStep, AveragedSums, AverageState
 from momo_hf.optim.steps.elementwise import buffers_of, corrected, inner_product, lerp, take_in, zero_unless
 from momo_hf.optim.steps.given import Beginning, Given, settings_of
 from momo_hf.optim.steps.kind import Access, How, Kind, Now, Tensors
 from momo_hf.optim.steps.modelled import MODEL
+from momo_hf.optim.steps.outside import Outside
 from momo_hf.optim.tensors.buckets import Bucket, method_of
 from momo_hf.optim.tensors.chunks import pieces
-from momo_hf.optim.tensors.sharding import local
+from momo_hf.optim.tensors.sharding import Layout, local
 
 
 AVERAGES = Record(AverageState)
@@ -70,16 +70,15 @@ class Averaged(Kind):
     * Memory: that of the method without averaging; in bfloat16 and float16 4 bytes a parameter more, for y.
     * Others' averages of the parameters (EMA) are averages of y: leave them out. BatchNorm's statistics are those of y:
       before evaluating, run some batches in `model.train()` after `optimizer.eval()`.
-    * Changes of the parameters from outside reach neither z nor x as they should: masks and projections do not hold,
-      averages over workers (LocalSGD) are wrong, and ZeRO is refused.
+    * Changes from outside, see `outside`: x, y and z go on from weights that are loaded in eval mode. In train mode masks
+      hold; clamps, projections and averages over workers (LocalSGD) hold for y alone, which is said. ZeRO is refused.
     """
 
-    SUMS = (
-        "norm_sq",
-        "ahead",
-        "overlap",
-        "written",
-    )  # <g, u>, <g, z - y>, <g, z> where it counts, see `averaged_model`
+    # <g, u>, <g, z - y>, <g, z> where it counts, see `averaged_model`
+    SUMS = ("norm_sq", "ahead", "overlap", "written")
+
+    def __init__(self) -> None:
+        self.outside = Outside()
 
     # ---- The passes ----
 
@@ -152,12 +151,23 @@ class Averaged(Kind):
     def begin(self, groups: list[Group], given: Given, norm: Tensor | None) -> Beginning:
         return scalars.begin(MODEL.read(groups).step, given, norm, settings_of(groups[0]))
 
+    def beside(
+        self, params: list[Tensor], buckets: list[Bucket], layouts: Mapping[Layout | None, bool], like: Tensor
+    ) -> dict[Layout | None, Tensor]:
+        return self.outside.begun(layouts, like)
+
     def decide(
         self, groups: list[Group], given: Given, beginning: Beginning, sums: Tensor, beside: Tensor
     ) -> AveragedStep:
-        before = MODEL.read(groups), AVERAGES.read(groups)
+        before, averages = MODEL.read(groups), AVERAGES.read(groups)
+        if self.outside.begins:
+            # Where most of the model began anew, what is averaged does too: no process may decide that alone.
+            kept = 2 * beside <= sum(p.numel() for p in params_of(groups))
+            averages = AverageState(*(torch.where(kept, value, 0.0) for value in averages))
+            self.outside.after_step()
         found, settings = AveragedSums(*sums.unbind()), settings_of(groups[0])
-        model, averages, update = scalars.next_averaged_step(*before, given, found, beginning.usable, settings)
+        taken = scalars.next_averaged_step(before, averages, given, found, beginning.usable, settings)
+        model, averages, update = taken
         MODEL.write(groups, model)
         AVERAGES.write(groups, averages)
         return update
