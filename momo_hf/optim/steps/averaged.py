@@ -61,8 +61,7 @@ class Averaged(Kind):
         model.train(), optimizer.train()  # before the forward passes of training; a new optimizer is in this mode
         model.eval(), optimizer.eval()  # before evaluating and saving, and at the end of training
 
-    A step in eval mode is an error. What is evaluated in train mode is y, which is not seen here. The mode is a part of
-    the state, so load model and optimizer from one checkpoint.
+    A step in eval mode is an error. The mode is a part of the state, so load model and optimizer from one checkpoint.
 
     * lr: no schedule is needed after the warmup. In one that ends at 0 the weights w do not fall with it, so that the last z,
       which hardly differ, count like all others. With `lr="auto"` a schedule that falls is not followed.
