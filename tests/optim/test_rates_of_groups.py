@@ -10,8 +10,8 @@ from momo_hf.optim import MomoAdam
 def run(optimizer, params, steps, schedule, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for step in steps:
-        for group, lr in zip(optimizer.param_groups, schedule(step)):
-            group["lr"] = lr
+        for group, share in zip(optimizer.param_groups, schedule(step)):  # of what stands for the cap, or of the cap
+            group["lr"] = share * (group["lr_stand_in"] or optimizer.search.cap)
         for p in params:
             p.grad = p.detach() + 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
         optimizer.step(loss=sum(p.detach().square().sum() for p in params) + 10)
@@ -45,7 +45,7 @@ def test_a_schedule_that_ends_at_one_number(decay, end):
         return [max(share * (1 - step / 100), end) for share in (1.0, 0.01)]
 
     run(optimizer, params, range(110), schedule)
-    assert optimizer.param_groups[0]["lr"] == optimizer.param_groups[1]["lr"] == end
+    assert optimizer.param_groups[0]["lr"] == optimizer.param_groups[1]["lr"] == end * optimizer.search.cap
     check_next_step(optimizer, params, schedule, (1.0, 0.01), decay)
 
 
