@@ -32,6 +32,8 @@ STAND_IN = "lr_stand_in"
 OTHERWISE = 1e-2
 # torch's schedules that are given rates, and write them over what was there.
 WITH_RATES = (CyclicLR, OneCycleLR)
+TO_CHANGE = 'For the new one set group["lr"] after loading, and `base_lrs` of a schedule.'
+LARGEST = ' With averaging set group["lr_max"] too, because the largest so far counts.'
 
 _schedules: WeakSet[LRScheduler] = WeakSet()
 
@@ -51,7 +53,7 @@ def note_schedules() -> None:
                 group[STAND_IN] = 0.0
             logger.warning(
                 f'{type(self).__name__} gives learning rates of its own, so they count, and lr="{AUTO}" does not: none is '
-                f"searched for. For one that is found take a schedule without rates, or none; to leave this out, give `lr`."
+                f"searched for. Take another schedule, or none, to have one found; or give `lr` a number."
             )
 
     LRScheduler.__init__ = init  # type: ignore[method-assign]
@@ -227,11 +229,8 @@ class Choice:
         logger.warning(
             f"The learning rate of this optimizer is {AUTO if self._auto else _named(self._rates)}, and the loaded state brings "
             f"{found}: that counts, as with torch's optimizers, unless a schedule writes another one. "
-            + (
-                "To search anew, load the weights alone."
-                if self._auto
-                else 'For the new one set group["lr"], and group["initial_lr"] where there is a schedule, after loading.'
-            )
+            + ("To search anew, load the weights alone." if self._auto else TO_CHANGE)
+            + (LARGEST if "lr_max" in groups[0] and not self._auto else "")
         )
 
 

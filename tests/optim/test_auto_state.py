@@ -133,3 +133,17 @@ def test_a_later_group_has_the_cap_or_a_rate_of_its_own():
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 1e-4})
     train(optimizer, backward, 2)
     assert optimizer.param_groups[2]["lr"] == 1e-4
+
+
+def test_what_is_said_changes_the_rate(caplog):
+    params, backward = least_squares()
+    optimizer = MomoAdam(params, lr=0.1, averaging=True, lb=-100.0)
+    steps(optimizer, schedule(optimizer), backward, 5)
+    resumed = MomoAdam(params, lr=0.01, averaging=True, lb=-100.0)
+    scheduler = schedule(resumed)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert all(word in caplog.text for word in ('set group["lr"]', "base_lrs", 'group["lr_max"]'))
+    resumed.param_groups[0].update(lr=0.01, lr_max=0.01)
+    scheduler.base_lrs = [0.01]
+    steps(resumed, scheduler, backward, 3)
+    assert float(resumed.cap()) == pytest.approx(0.01)
