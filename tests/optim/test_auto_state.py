@@ -147,3 +147,11 @@ def test_what_is_said_changes_the_rate(caplog):
     scheduler.base_lrs = [0.01]
     steps(resumed, scheduler, backward, 3)
     assert float(resumed.cap()) == pytest.approx(0.01)
+
+
+def test_a_copy_of_a_group_in_search_is_no_search():
+    params, backward = least_squares()
+    group = MomoAdam(params, lr="auto").param_groups[0]
+    optimizer = MomoAdam([{**group, "lr": 0.1}])
+    train(optimizer, backward, 2)
+    assert optimizer.search is None and optimizer.param_groups[0]["lr"] == 0.1
