@@ -155,3 +155,17 @@ def test_a_copy_of_a_group_in_search_is_no_search():
     optimizer = MomoAdam([{**group, "lr": 0.1}])
     train(optimizer, backward, 2)
     assert optimizer.search is None and optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_an_emptied_state_searches_anew_and_the_schedule_goes_with_it():
+    params, backward = least_squares()
+    optimizer = MomoAdam(params, lr="auto")
+    scheduler = schedule(optimizer)
+    steps(optimizer, scheduler, backward, 70)
+    optimizer.state.clear()
+    steps(optimizer, scheduler, backward, 1)
+    assert optimizer.searching and optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.99**71)
+    while optimizer.searching:
+        steps(optimizer, scheduler, backward, 1)
+    steps(optimizer, scheduler, backward, 2)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(optimizer.search.cap * 0.99**scheduler.last_epoch)
