@@ -147,8 +147,8 @@ def unsettle(groups: list[Group], stand_in: float) -> None:
         groups: the parameter groups, with or without a search that is over.
         stand_in: of the class.
     """
-    cap = float(groups[0]["search_cap"]) if SEARCH.stands_in(groups[0]) else 0.0
-    if not cap or groups[0][STAND_IN]:
+    head = groups[0]
+    if not SEARCH.stands_in(head) or head[STAND_IN] or not (cap := float(head["search_cap"])):
         return
     before = base_rates(groups)
     for group in groups:
