@@ -22,7 +22,7 @@ For the maintainer of another trainer, supporting MoMo takes these lines:
    averaged over the data-parallel ranks.
 3. After clipping by hand: `optimizer.set_clip_factor(max_norm / (norm + 1e-6))`.
 4. Where a loss scaler skips a step: `optimizer.drop_loss()`.
-5. `group["lr"]` belongs to the scheduler. Log `momo_hf.momo_metrics(optimizer)` at the logging steps.
+5. `group["lr"]` belongs to the scheduler; only the end of a search multiplies it, see `optim.auto`. Log `momo_hf.momo_metrics(optimizer)` at the logging steps.
 """
 
 from momo_hf.integrations.on_import import OnImport

@@ -11,13 +11,16 @@ from momo_hf.integrations.bars import log_above_bars
 from momo_hf.integrations.batch_norm import BatchNormStatistics
 from momo_hf.integrations.evaluating import SEARCH_GOES_ON
 from momo_hf.integrations.groups import methods_in_words
-from momo_hf.integrations.learning_rate import warning_at_end, warning_at_start
+from momo_hf.integrations.learning_rate import note_at_start, warning_at_end, warning_at_start
 from momo_hf.integrations.search_report import SearchReport
 from momo_hf.integrations.weights import unwrap_optimizer
 from momo_hf.optim import MomoOptimizer
 
 
 logger = logging.getLogger(__name__)
+
+# In the last entry of a log: the share of all steps on which the cap decided.
+CAPPED = "momo/capped_in_all"
 
 
 class MomoCallback(TrainerCallback):
@@ -57,11 +60,13 @@ class MomoCallback(TrainerCallback):
         if model is not None:
             self.batch_norm.begin(model)
         self._before = self._counts(optimizer)
-        self._report = SearchReport(optimizer, args.output_dir or "", state.is_world_process_zero)
+        steps = state.max_steps - state.global_step
+        self._report = SearchReport(optimizer, args.output_dir or "", state.is_world_process_zero, steps)
         message = warning_at_start(args, optimizer, model)
         self._warned = message is not None
-        if message is not None and state.is_world_process_zero:
-            logger.warning(message)
+        for line in filter(None, (note_at_start(args, optimizer), message)):
+            if state.is_world_process_zero:
+                logger.warning(line)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -103,8 +108,9 @@ class MomoCallback(TrainerCallback):
         metrics["momo/capped"] = capped / steps if steps else 0.0
         if not optimizer.searching:
             self._effective_lrs.append(metrics["momo/effective_lr"])
-        if optimizer.search is not None and "learning_rate" in logs:
-            metrics["learning_rate"] = metrics["momo/cap"]  # the schedule's number is but a share of the cap
+        if (optimizer.averages or optimizer.search is not None) and "learning_rate" in logs:
+            # The schedule's number lacks the warmup after a search, and has a decay that an average does not follow.
+            metrics["learning_rate"] = metrics["momo/cap"]
         logs.update(metrics)
         state.log_history[-1].update(metrics)
 
@@ -131,6 +137,8 @@ class MomoCallback(TrainerCallback):
         search = optimizer.search
         found = "" if search is None else f" The cap, {search.cap:.2g}, was found in {search.steps} steps before."
         methods = methods_in_words(optimizer)
+        if state.log_history:
+            state.log_history[-1][CAPPED] = capped / steps  # which the shares since the last log do not add up to
         advice = "" if self._warned else warning_at_end(optimizer, capped / steps)
         logger.warning(
             f"{type(optimizer).__name__} {f'({methods}) ' if methods else ''}used step sizes from {lrs.min():.2e} to {lrs.max():.2e}, median "

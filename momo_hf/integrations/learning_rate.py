@@ -6,7 +6,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
 
+from momo_hf.integrations.names import METHODS
 from momo_hf.optim import MomoAdam, MomoOptimizer
+from momo_hf.optim.auto import base_rates, caps_before_schedules
+from momo_hf.optim.steps.search import AUTO
 
 
 # Below this a learning rate is one for fine-tuning.
@@ -40,7 +43,7 @@ def were_loaded(args: TrainingArguments) -> bool:
 
 def lr_of(optimizer: MomoOptimizer) -> float:
     """The `lr` that was given, before any schedule; the largest of several groups. The device is read."""
-    return max(float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups)
+    return max(base_rates(optimizer.param_groups))
 
 
 def cap_of(optimizer: MomoOptimizer) -> float | None:
@@ -48,9 +51,31 @@ def cap_of(optimizer: MomoOptimizer) -> float | None:
 
     Of several groups it is that of the largest `lr`. The device is read.
     """
-    if (search := optimizer.search) is None:
-        return lr_of(optimizer)
-    return None if search.cap is None else lr_of(optimizer) * search.cap
+    caps = caps_before_schedules(optimizer.param_groups)
+    return None if caps is None else max(caps)
+
+
+def note_at_start(args: TrainingArguments, optimizer: MomoOptimizer) -> str:
+    """What became of a learning rate that was given beside a name that searches for one; empty where that is plain.
+
+    It is said when training begins, because only then it is known whether a checkpoint brought another one.
+
+    Args:
+        args: of the Trainer.
+        optimizer: the MoMo optimizer itself, without wrappers.
+    """
+    name = getattr(args.optim, "value", args.optim)
+    if name not in METHODS or left_alone(args):
+        return ""
+    if (search := optimizer.search) is not None:
+        bound = "is searched for" if search.cap is None else f"was found by a search: {cap_of(optimizer):.3g}"
+        return f"learning_rate={args.learning_rate:g} is not used, because the upper bound of the step size {bound}."
+    if METHODS[name][1].get("lr") == AUTO and lr_of(optimizer) == args.learning_rate:
+        return (
+            f"learning_rate={args.learning_rate:g} was given, so it is the upper bound of the step size, and none is "
+            "searched for. Leave learning_rate out to have it found."
+        )
+    return ""
 
 
 def warning_at_start(args: TrainingArguments, optimizer: MomoOptimizer, model: Any) -> str | None:

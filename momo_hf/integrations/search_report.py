@@ -8,7 +8,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from momo_hf.optim import MomoOptimizer
-from momo_hf.optim.steps.search import LEFT, OVERSHOOT, REASONS, STEPS, WEAK, Search
+from momo_hf.optim.steps.search import FIRST, LEFT, OVERSHOOT, REASONS, STEPS, WEAK, Search
 
 
 if TYPE_CHECKING:
@@ -44,11 +44,18 @@ class SearchReport:
         optimizer: the MoMo optimizer itself, without wrappers.
         folder: of the run.
         writes: whether this process writes, as the main one does.
+        steps: that training is going to take.
     """
 
-    def __init__(self, optimizer: MomoOptimizer, folder: str | Path, writes: bool) -> None:
+    def __init__(self, optimizer: MomoOptimizer, folder: str | Path, writes: bool, steps: int) -> None:
         self._optimizer, self._folder, self._writes = optimizer, Path(folder), writes
         self._due = optimizer.searching
+        search = optimizer.search
+        if self._due and writes and search is not None and search.steps + steps <= STEPS:
+            logger.warning(
+                f"This training has {steps} steps, and the search for the cap takes {FIRST + 1} to {STEPS} in all, so it may end "
+                "before anything is learnt. Train longer, or give a learning rate."
+            )
 
     def after_step(self) -> None:
         """Note that a step was taken; nothing is read from the device until the search is over."""
@@ -62,10 +69,16 @@ class SearchReport:
         self._due, search = False, self._optimizer.search
         if search is None or not self._writes:
             return
-        if search.cap is None and search.steps > 0:
+        if search.steps == 0:
+            logger.warning(
+                "Nothing could be found: no step of the search for the cap was usable, because loss or gradients were not "
+                "finite from the start. The weights are what they were. Look for the first number that is not finite."
+            )
+            return
+        if search.cap is None:
             logger.warning(
                 f"Training ended after {search.steps} steps of the search for the cap, before anything was learnt, and the "
-                f"weights are in the middle of it. It takes {STEPS} steps at most: train longer, or give a learning rate."
+                "weights are in the middle of it."
             )
         try:
             write_search(search, self._folder)

@@ -88,15 +88,8 @@ def _kwargs_by_name(
     cls: type[MomoOptimizer], preset: dict[str, Any], args: TrainingArguments, model: Any
 ) -> dict[str, Any]:
     kwargs, say = {**preset, **momo_kwargs(args, cls)}, logger.warning if args.process_index == 0 else logger.debug
-    if kwargs["lr"] == AUTO and not left_alone(args):
-        say(f"learning_rate={args.learning_rate:g} is not used: optim_args asks for a search, lr={AUTO}.")
-    elif preset.get("lr") == AUTO and left_alone(args):
+    if preset.get("lr") == AUTO and left_alone(args):
         kwargs["lr"] = AUTO
-    elif preset.get("lr") == AUTO and kwargs["lr"] != AUTO:
-        say(
-            f"learning_rate={args.learning_rate:g} was given, so it is the upper bound of the step size, and none is "
-            "searched for. Leave learning_rate out to have it found."
-        )
     if issubclass(cls, MomoMuon):
         if args.deepspeed_plugin is not None:
             raise ValueError(

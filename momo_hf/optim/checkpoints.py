@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from momo_hf.optim.auto import STAND_IN
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group
 from momo_hf.optim.steps.averaged import AVERAGES
@@ -16,7 +17,7 @@ from momo_hf.optim.tensors.buckets import method_of
 
 
 # What the groups hold beside their options.
-SCALARS = (*MODEL.keys, *AVERAGES.keys, *SEARCH.keys, "effective_lr", "lr_max", "train_mode", "left")
+SCALARS = (*MODEL.keys, *AVERAGES.keys, *SEARCH.keys, "effective_lr", "lr_max", STAND_IN, "train_mode", "left")
 # What a parameter's state may have: "start" where it joined late, the others by averaging and search; "z" is of versions
 # before z - y.
 OPTIONAL = ("start", "y", "z", "ahead", "exp_avg", ORIGIN, LAST)

@@ -19,7 +19,7 @@ class Momo(MomoOptimizer):
 
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
-        lr: upper bound α of the step size; schedulers act on it. `"auto"` finds it in the first steps, see `steps.ramp`.
+        lr: upper bound α of the step size; schedulers act on it. `"auto"` finds it in the first steps, see `auto`.
             Default 1.0.
         weight_decay: λ of the proximal weight decay. Default 0.
         beta: momentum β in [0, 1). Default 0.9.
@@ -30,8 +30,8 @@ class Momo(MomoOptimizer):
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
         compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
             fast; the first step then takes some ten seconds. Default False.
-        averaging: evaluate and save the average of the iterates, see `Averaged`; for a constant `lr`. A number is the share
-            of the average in the point where gradients are taken; True takes 0.8. Default False.
+        averaging: evaluate and save the average of the iterates, see `Averaged`; the largest `lr` so far counts. A number is
+            the share of the average in the point where gradients are taken; True takes 0.8. Default False.
 
     State: `exp_avg` (d; with averaging `ahead`, which is z - y, in its place) per parameter, of at least float32; the scalars of `ModelState`
     in every parameter group.

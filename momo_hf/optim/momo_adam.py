@@ -27,7 +27,7 @@ class MomoAdam(MomoOptimizer):
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
         lr: upper bound α of the step size; schedulers act on it. The default 1e-2 is for training from scratch;
             to fine-tune a pretrained model take the lr that AdamW would get. `"auto"` finds it in the first steps, see
-            `steps.ramp`.
+            `auto`.
         betas: β1 of momentum and averaged loss, β2 of the squared gradients, both in [0, 1). Default (0.9, 0.999).
         eps: added to the root of the second moment. Default 1e-8.
         weight_decay: λ of the weight decay. Default 0.
@@ -37,8 +37,8 @@ class MomoAdam(MomoOptimizer):
         foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
         compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
             fast; the first step then takes some ten seconds. Default False.
-        averaging: evaluate and save the average of the iterates, see `Averaged`; for a constant `lr`. A number is the share
-            of the average in the point where gradients are taken; True takes 0.8. Default False.
+        averaging: evaluate and save the average of the iterates, see `Averaged`; the largest `lr` so far counts. A number is
+            the share of the average in the point where gradients are taken; True takes 0.8. Default False.
 
     State: `exp_avg` (d; with averaging `ahead`, which is z - y, in its place) and `exp_avg_sq` (v) per parameter, of at least float32; the
     scalars of `ModelState` in every parameter group.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from momo_hf.compat import untraced
+from momo_hf.optim.auto import begins, note_schedules, settle, stand_in_of
 from momo_hf.optim.checks import NO_LOSS, check_group
 from momo_hf.optim.intake import LossIntake
 from momo_hf.optim.method import Method
@@ -22,8 +23,8 @@ from momo_hf.optim.steps.given import Given
 from momo_hf.optim.steps.kind import Kind
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.ramp import SEARCH, resume_ramp, share_of_cap
-from momo_hf.optim.steps.search import Search, read_search
-from momo_hf.optim.steps.verdict import Verdict, tell_start
+from momo_hf.optim.steps.search import AUTO, Search, read_search
+from momo_hf.optim.steps.verdict import Verdict
 from momo_hf.optim.upkeep import dtypes_of, recast
 from momo_hf.optim.watch import Watch
 from momo_hf.optim.wrappers import refuse_parts
@@ -57,6 +58,7 @@ class MomoOptimizer(LossIntake, Stateful):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "MomoOptimizer":
         _leave_step_untraced()
+        note_schedules()
         return super().__new__(cls)
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
@@ -71,6 +73,8 @@ class MomoOptimizer(LossIntake, Stateful):
         self._begin_anew()
         self._watch = Watch()
         super().__init__(params, defaults)
+        # Some schedules compute with the default.
+        self.defaults["lr"] = stand_in_of(type(self)) if defaults["lr"] == AUTO else defaults["lr"]
 
     def check_options(self, group: dict[str, Any]) -> None:
         """Raise a ValueError that names the option, its value and the fix, for a group whose options are wrong."""
@@ -132,7 +136,7 @@ class MomoOptimizer(LossIntake, Stateful):
         groups = self.param_groups
         self._settle()
         if self._searching and not self.state:
-            tell_start()
+            self._searching = begins(groups)
         init_state(groups, self.state, self.methods, self._searching)
         like = MODEL.read(groups).step
         kind: Kind = self._ramp if self._searching else self._averaged if self.averages else self._modelled
@@ -140,7 +144,7 @@ class MomoOptimizer(LossIntake, Stateful):
             loss=scalar(loss, like),
             clip_factor=None if clip_factor is None else scalar(clip_factor, like).clamp(max=1.0),
             whole_norm=whole_norm,
-            lr=self._rates.lr(groups),
+            lr=self._rates.coming(groups),
             weight_decay=self._rates.of(groups, "weight_decay", like),
             dropped=dropped,
         )
@@ -150,8 +154,9 @@ class MomoOptimizer(LossIntake, Stateful):
         self.leave()
         if self._searching:
             self._verdict = Verdict(SEARCH.read(groups))
+        else:
+            self._rates.took(given.lr, update.ok)
         show(groups, update.factor, update.ok)
-        self._rates.remember(groups, update.ok)
         self._watch.after_step(groups[0])
 
     @torch.no_grad()
@@ -220,11 +225,11 @@ class MomoOptimizer(LossIntake, Stateful):
         return self._searching and not (self._verdict is not None and self._verdict.over())
 
     def cap(self) -> Tensor:
-        """The upper bound of the step size as it is now, the largest of the groups, 0-dim; during a search its last size."""
+        """The upper bound of the last step's size, the largest of the groups, 0-dim; during a search that size itself."""
         self._heed()
         if self._searching:
             return torch.stack([group["effective_lr"] for group in self.param_groups]).max()
-        return self._rates.lr(self.param_groups, ahead=0).max()
+        return self._rates.taken(self.param_groups).max()
 
     def _settle(self) -> None:
         """Make the state what the coming step works on: after a search, a load, a probe, and in another dtype."""
@@ -234,6 +239,8 @@ class MomoOptimizer(LossIntake, Stateful):
             resume_ramp(self.state, False, self.averages)
             if self._verdict is not None:
                 self._verdict.tell()
+        if not self._searching:
+            settle(self.param_groups, self._verdict)
         self._verdict = None
         fits = self._searching, dtypes_of(self.param_groups)
         if self._fits != fits:

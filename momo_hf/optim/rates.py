@@ -1,5 +1,6 @@
-"""The upper bounds of the coming step: what the schedule says, times the cap that a search has found."""
+"""The upper bounds of the coming step: what the schedule says, after a search with a warmup."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,14 +9,20 @@ from torch import Tensor
 from momo_hf.optim.record import Group, keep, scalar
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.ramp import SEARCH
-from momo_hf.optim.steps.search import cap_of
+from momo_hf.optim.steps.search import warmup
 
 
 class Rates:
-    """α and λ of all groups. Options are kept as vectors on the device for as long as they stay what they are."""
+    """α and λ of all groups. Options are kept as vectors on the device for as long as they stay what they are.
+
+    With averaging the largest `lr` so far counts, `lr_max`, those of the steps of a search and of dropped steps included. So a
+    warmup acts, and a decay, as the linear one that is Trainer's default, does not: an average needs none, and lost by it on
+    most tasks.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[list[float], Tensor]] = {}
+        self._taken: Tensor | None = None
 
     def of(self, groups: list[Group], option: str, like: Tensor) -> Tensor:
         """An option of all groups as a vector, without a read-back where it is a tensor.
@@ -25,7 +32,9 @@ class Rates:
             option: its key.
             like: for dtype and device.
         """
-        values = [group[option] for group in groups]
+        return self._vector(option, [group[option] for group in groups], like)
+
+    def _vector(self, option: str, values: list[Any], like: Tensor) -> Tensor:
         if any(isinstance(value, Tensor) for value in values):
             return torch.stack([scalar(value, like) for value in values])
         kept = self._kept.get(option)
@@ -37,35 +46,59 @@ class Rates:
             self._kept[option] = kept = (values, made)
         return kept[1]
 
-    def lr(self, groups: list[Group], ahead: int = 1) -> Tensor:
-        """α_g, shape (groups,): a group's `lr`, or its share of the cap that was found.
+    def coming(self, groups: list[Group]) -> Tensor:
+        """α_g of the coming step, shape (groups,). What is the largest `lr` from then on is remembered."""
+        like = MODEL.read(groups).step
+        lr = self._in_force(groups, like)
+        if groups[0]["averaging"] and isinstance(lr, Tensor):
+            before = self.of(groups, "lr_max", like)
+            largest = torch.where(lr < math.inf, lr.maximum(before), before)  # not where it is not a number
+            keep([(group, "lr_max") for group in groups], largest.unbind())
+        elif groups[0]["averaging"]:
+            for group, value in zip(groups, lr):
+                group["lr_max"] = value if group["lr_max"] <= value < math.inf else group["lr_max"]
+        return self._warmed(groups, lr, like, 1)
+
+    def taken(self, groups: list[Group]) -> Tensor:
+        """α_g of the last step that was taken, shape (groups,); after a load what it would be now."""
+        if self._taken is not None:
+            return self._taken
+        like = MODEL.read(groups).step
+        return self._warmed(groups, self._in_force(groups, like), like, 0)
+
+    def _warmed(self, groups: list[Group], lr: Tensor | list[float], like: Tensor, ahead: int) -> Tensor:
+        rates = lr if isinstance(lr, Tensor) else self._vector("lr", lr, like)
+        return rates * warmup(SEARCH.read(groups), like + ahead) if SEARCH.stands_in(groups[0]) else rates
+
+    def _in_force(self, groups: list[Group], like: Tensor) -> Tensor | list[float]:
+        """What counts of `lr`: found on the host where that is numbers, so that it costs nothing on the device.
+
+        Where a number is negative, infinite or NaN, it stays so for the step to see.
+        """
+        values = [group["lr"] for group in groups]
+        if any(isinstance(value, Tensor) for value in values):
+            lr = self.of(groups, "lr", like)
+            if not groups[0]["averaging"]:
+                return lr
+            for group in groups:
+                if not isinstance(group["lr_max"], Tensor):
+                    group["lr_max"] = scalar(group["lr_max"], like)
+            return torch.where(lr < 0, lr, lr.maximum(self.of(groups, "lr_max", like)))
+        if not groups[0]["averaging"]:
+            return values
+        for group in groups:
+            if isinstance(group["lr_max"], Tensor):
+                group["lr_max"] = float(group["lr_max"])
+        return [max(lr, group["lr_max"]) if lr >= 0 else lr for lr, group in zip(values, groups)]
+
+    def took(self, lr: Tensor, ok: Tensor) -> None:
+        """Note what a step was bounded by.
 
         Args:
-            groups: the parameter groups.
-            ahead: 1 for the coming step, 0 for the last one.
+            lr: as `lr` gave it.
+            ok: 0-dim bool, False where the step was dropped.
         """
-        step = MODEL.read(groups).step
-        lr = self._undecayed(groups, self.of(groups, "lr", step))
-        return lr * cap_of(SEARCH.read(groups), step + ahead) if SEARCH.stands_in(groups[0]) else lr
-
-    def remember(self, groups: list[Group], ok: Tensor) -> None:
-        """Remember the largest `lr`, also from the steps of a search, unless the step was dropped."""
-        if follows_no_decay(groups):
-            like = MODEL.read(groups).step
-            highest, before = self._undecayed(groups, self.of(groups, "lr", like)), self.of(groups, "lr_max", like)
-            entries = [(group, "lr_max") for group in groups]
-            keep(entries, torch.where(ok & highest.isfinite(), highest, before).unbind())
-
-    def _undecayed(self, groups: list[Group], lr: Tensor) -> Tensor:
-        """The largest `lr` of every group so far, where it is averaged and `lr` is a share of a cap that was found.
-
-        So a warmup acts, and the linear decay that is Trainer's default does not: an average needs none, and lost by it on
-        most tasks.
-        """
-        return self.of(groups, "lr_max", lr).maximum(lr) if follows_no_decay(groups) else lr
-
-
-def follows_no_decay(groups: list[Group]) -> bool:
-    """Whether the iterates are averaged and the cap is found by a search."""
-    head: dict[str, Any] = groups[0]
-    return bool(head["averaging"]) and SEARCH.stands_in(head)
+        if self._taken is None or self._taken.shape != lr.shape:
+            self._taken = lr
+        elif lr is not self._taken:
+            self._taken = torch.where(ok, lr, self._taken)

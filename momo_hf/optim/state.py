@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, MutableMapping
 import torch
 from torch import Tensor
 
+from momo_hf.optim.auto import join_search
 from momo_hf.optim.checks import check_one_model
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group, home_of, keep
 from momo_hf.optim.steps.averaged import AVERAGES, averages_of, first_iterates, share_of
 from momo_hf.optim.steps.modelled import MODEL
-from momo_hf.optim.steps.ramp import SEARCH, first_origin, join_search
+from momo_hf.optim.steps.ramp import SEARCH, first_origin
 from momo_hf.optim.steps.search import new_search
 from momo_hf.optim.tensors.buckets import method_of
 from momo_hf.optim.tensors.sharding import local
@@ -61,13 +62,14 @@ def init_state(groups: list[Group], state: State, methods: Mapping[str, Method],
             state[p] = own | {name: torch.zeros_like(p, dtype=dtype) for name in zeros} | late
 
 
-def join(groups: list[Group], check: Callable[[Group], None], averaging: float) -> bool:
+def join(groups: list[Group], check: Callable[[Group], None], averaging: float, stand_in: float) -> bool:
     """Make the last group, which was just added, one of the others.
 
     Args:
         groups: the parameter groups.
         check: raises for an option that is wrong.
         averaging: what `averaging=True` stands for.
+        stand_in: what stands in `lr` while it is searched for.
 
     Returns:
         Whether a search for the cap begins with it.
@@ -76,7 +78,7 @@ def join(groups: list[Group], check: Callable[[Group], None], averaging: float) 
         ValueError: an option is wrong, or not that of the others.
     """
     head, group, first = groups[0], groups[-1], len(groups) == 1
-    begins = join_search(group, None if first else head) and first
+    begins = join_search(group, None if first else head, stand_in) and first
     check(group)
     group["averaging"] = share_of(group["averaging"], averaging)
     check_one_model(group, head)
@@ -98,13 +100,12 @@ def widen(groups: list[Group]) -> None:
     MODEL.widen(groups, dtype)
     if SEARCH.stands_in(head):
         SEARCH.widen(groups, dtype)
-    own = ["effective_lr"]
     if head["averaging"]:
         AVERAGES.widen(groups, dtype)
-        own.append("lr_max")
     for group in groups:
-        for name in own:
-            group[name] = group.get(name, torch.zeros((), device=home_of(groups))).to(dtype)
+        if head["averaging"]:
+            group.setdefault("lr_max", 0.0)
+        group["effective_lr"] = group.get("effective_lr", torch.zeros((), device=home_of(groups))).to(dtype)
 
 
 def show(groups: list[Group], factor: Tensor, ok: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from momo_hf.optim.auto import STAND_IN, Choice, stand_in_of, unsettle
 from momo_hf.optim.checkpoints import SCALARS, completed, restore, with_defaults
 from momo_hf.optim.method import Method
 from momo_hf.optim.rates import Rates
@@ -18,6 +19,7 @@ from momo_hf.optim.steps.averaged import Averaged
 from momo_hf.optim.steps.model import with_drift
 from momo_hf.optim.steps.modelled import MODEL, Modelled
 from momo_hf.optim.steps.ramp import SEARCH, Ramp, resume_ramp
+from momo_hf.optim.steps.search import AUTO
 from momo_hf.optim.steps.verdict import Verdict
 from momo_hf.optim.upkeep import drop_empty, reset
 from momo_hf.optim.watch import Watch
@@ -67,6 +69,7 @@ class Stateful(Optimizer):
             self._begin_anew()
             self._watch = Watch()
             self._searching = SEARCH.stands_in(self.param_groups[0])
+            unsettle(self.param_groups, stand_in_of(type(self)))
             reset(self.param_groups)
 
     # ---- Copied, saved and loaded ----
@@ -78,12 +81,16 @@ class Stateful(Optimizer):
         """
         options = {name: value for name, value in param_group.items() if name not in SCALARS}
         shared = self.param_groups[0] if self.param_groups else {}
+        if SEARCH.stands_in(shared):
+            options.setdefault("lr", AUTO)
         super().add_param_group({**{name: shared[name] for name in SHARED_OPTIONS if name in shared}, **options})
         try:
-            self._searching = join(self.param_groups, self.check_options, self.averaging_default) or self._searching
+            stand_in = stand_in_of(type(self))
+            begins = join(self.param_groups, self.check_options, self.averaging_default, stand_in)
         except ValueError:
             self.param_groups.pop()
             raise
+        self._searching = begins or self._searching
 
     def state_dict(self) -> dict[str, Any]:
         """The state as in torch. Where parameters are sharded and in bfloat16 or float16, this is a collective: it sums
@@ -117,16 +124,20 @@ class Stateful(Optimizer):
         """
         defaults = {name: self.defaults[name] for name in self._option_names()}
         state_dict = with_defaults(type(self).__name__, state_dict, defaults, self.methods)
+        choice = Choice(self.param_groups, fresh=not self.state)
         super().load_state_dict(state_dict)
         widen(self.param_groups)
         restore(self.param_groups, self.state, state_dict)
         self._take_up(state_dict["param_groups"][0].get("left"))
+        choice.meet(self.param_groups)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             if group.get("averaging") is True:  # saved before it had a share of its own
                 group["averaging"] = beta_of(group)
+            if SEARCH.stands_in(group):  # saved when it was 1 for good
+                group.setdefault(STAND_IN, 1.0)
         # Loading a state comes here too: the loss of gradients that stay, and who keeps it, stay too.
         self._begin_anew()
         self._watch = Watch(self.param_groups[0])

@@ -37,8 +37,9 @@ def reset(groups: list[Group]) -> None:
     if SEARCH.stands_in(head):
         zeros |= zip(SEARCH.keys, new_search(head["search_steps"]))
     for group in groups:
-        own = {name: 0 * group[name] for name in ("effective_lr", "lr_max") if name in group}
-        group.update(zeros | own)
+        group.update(zeros | {"effective_lr": torch.zeros_like(group["effective_lr"])})
+        if "lr_max" in group:
+            group["lr_max"] = 0.0
 
 
 def dtypes_of(groups: list[Group]) -> list[torch.dtype]:

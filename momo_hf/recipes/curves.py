@@ -8,6 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from momo_hf.integrations.callback import CAPPED
+
 
 TRAINING = "training.png"
 STEP_SIZES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -24,7 +26,7 @@ def plot_training(history: list[dict[str, Any]], folder: str | Path) -> Path | N
 
     Args:
         history: entries with `step` and some of `loss`, `eval_loss`, `learning_rate`, `momo/effective_lr`,
-            `momo/polyak_lr`, `momo/capped` and further `eval_` scores. Values that are no finite number are left out.
+            `momo/polyak_lr`, `momo/capped_in_all` and further `eval_` scores. Values that are no finite number are left out.
         folder: where `training.png` is written. Where it has a `search.json` too, the picture shows which steps were the
             search.
 
@@ -107,10 +109,7 @@ def _spans(axes: Axes, factor: float) -> bool:
 
 
 def _title_of_steps(history: list[dict[str, Any]], momo: bool) -> str:
-    at, shares = _points(history, "momo/capped")
-    if not at:
+    _, shares = _points(history, CAPPED)
+    if not shares:
         return "Step size" if momo else "Learning rate"
-    # A share is of the steps since the entry before.
-    lengths = [now - before for before, now in zip([0, *at], at)]
-    capped = sum(share * length for share, length in zip(shares, lengths)) / max(1, sum(lengths))
-    return f"Step size (the cap decided {capped:.0%} of the steps)"
+    return f"Step size (the cap decided {shares[-1]:.0%} of the steps)"

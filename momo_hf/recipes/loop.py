@@ -140,7 +140,7 @@ class Loop:
         log_above_bars()
         self._report: SearchReport | None = None
         if self._momo is not None:
-            self._report = SearchReport(self._momo, folder_of(args), accelerator.is_main_process)
+            self._report = SearchReport(self._momo, folder_of(args), accelerator.is_main_process, steps - self.step)
         self._bar = tqdm(
             total=steps, initial=self.step, disable=args.disable_tqdm or not accelerator.is_local_main_process
         )
@@ -184,8 +184,7 @@ class Loop:
             mean = self.accelerator.reduce(torch.stack(self._losses).float().mean(), "mean").item()
             metrics = momo_metrics(self.optimizer)
             lr = max(group["lr"] for group in self.optimizer.param_groups)
-            if self._momo is not None and self._momo.search is not None:
-                lr = metrics["momo/cap"]  # the schedule's number is but a share of the cap
+            lr = metrics.get("momo/cap", lr)  # what counted of the schedule's number
             self.log({"loss": mean, "learning_rate": float(lr), **metrics})
             self._losses = []
         return True

@@ -163,3 +163,15 @@ def test_a_non_finite_loss_is_counted_in_the_logs(tmp_path):
     skipped = [entry["momo/skipped"] for entry in trainer.state.log_history if "momo/skipped" in entry]
     assert skipped == [0, 0, 1, 1, 1, 1]
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_every_row_has_the_cap_of_its_step_and_the_end_the_share_of_the_summary(tmp_path, caplog):
+    """Under a schedule that has gone on since, and with steps after the last row."""
+    args = arguments(tmp_path, learning_rate=1e-3, logging_steps=4, lr_scheduler_type="linear", max_steps=6)
+    trainer = Trainer(Net(), args, train_dataset=Points())
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    row = trainer.state.log_history[0]
+    assert row["momo/cap"] == row["momo/effective_lr"] == pytest.approx(1e-3 * (6 - 3) / 6)
+    (summary,) = [r.message for r in caplog.records if "used step sizes" in r.message]
+    assert f"the cap decided {trainer.state.log_history[-1]['momo/capped_in_all']:.0%} of 6 steps" in summary

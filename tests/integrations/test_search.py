@@ -120,8 +120,9 @@ def test_a_trainer_searches_and_resumes_bit_for_bit(tmp_path):
 
 def test_a_trainer_that_ends_before_the_search_says_so(tmp_path, caplog):
     train(tmp_path, steps=30)
-    (message,) = [record.message for record in caplog.records if "search" in record.message]
-    assert "Training ended after 30 steps of the search for the cap" in message
+    begun, ended = [record.message for record in caplog.records if "search" in record.message]
+    assert "This training has 30 steps" in begun
+    assert "Training ended after 30 steps of the search for the cap" in ended
 
 
 def test_logs_show_the_ramp_and_nothing_is_said_of_a_learning_rate(tmp_path, caplog):

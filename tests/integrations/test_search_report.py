@@ -72,6 +72,20 @@ def test_a_line_stands_above_the_bar(tmp_path, capsys):
         assert sum(line.startswith(start) for line in lines) == 1, lines
 
 
+def stepper():
+    """An optimizer that searches, and a function that takes a step."""
+    model, data = Net(), Points()
+    optimizer = MomoAdam(model.parameters(), lr="auto")
+
+    def step():
+        loss = model(data.inputs, data.labels)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(loss=loss)
+
+    return optimizer, step
+
+
 SIZES = [1e-6 * 10**k for k in range(5)]
 
 
@@ -112,10 +126,39 @@ def test_the_picture_of_a_real_search_finds_where_its_cap_comes_from(tmp_path):
 def test_a_run_that_ends_in_the_middle_of_the_search_says_so_and_shows_what_there_is(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         train(tmp_path, steps=20)
-    (line,) = [r.message for r in caplog.records if r.message.startswith("Training ended")]
-    assert "after 20 steps of the search" in line
+    begun, ended = [r.message for r in caplog.records if r.name.endswith("search_report")]
+    assert begun.startswith("This training has 20 steps, and the search for the cap takes 13 to 60 in all")
+    assert ended.startswith("Training ended after 20 steps of the search")
     found = json.loads((tmp_path / "search.json").read_text())
     assert found["cap"] is None and found["steps"] == len(found["losses"]) == 20 and (tmp_path / "search.png").exists()
+
+
+@pytest.mark.parametrize("steps, said", [(39, True), (40, False)])
+def test_a_run_that_may_be_shorter_than_its_search_is_told_at_the_start(tmp_path, caplog, steps, said):
+    """One that goes on after 21 of at most 60 steps of it; of the main process."""
+    optimizer, step = stepper()
+    for _ in range(21):
+        step()
+    for writes in (False, True):
+        SearchReport(optimizer, tmp_path, writes, steps)
+    lines = [r.message for r in caplog.records if "Train longer, or give a learning rate" in r.message]
+    assert len(lines) == said and all(line.startswith(f"This training has {steps} steps") for line in lines)
+
+
+def test_without_a_usable_step_training_ends_in_words(tmp_path, caplog):
+    class Broken(Trainer):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs) * float("nan")
+
+    args = arguments(tmp_path, optim="momo_adam_auto", optim_args="lr=auto", max_steps=64)
+    model = Net()
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
+    trainer = Broken(model, args, train_dataset=Points())
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert sum(r.message.startswith("Nothing could be found: no step") for r in caplog.records) == 1
+    assert trainer.state.log_history[63]["momo/skipped"] == 64 and not list(tmp_path.glob("search.*"))
+    assert torch.equal(torch.nn.utils.parameters_to_vector(model.parameters()), before)
 
 
 def test_a_run_that_goes_on_after_the_search_leaves_the_files(tmp_path):
@@ -127,14 +170,10 @@ def test_a_run_that_goes_on_after_the_search_leaves_the_files(tmp_path):
 
 def report(folder, writes=True):
     """A report whose search is over."""
-    model, data = Net(), Points()
-    optimizer = MomoAdam(model.parameters(), lr="auto")
-    made = SearchReport(optimizer, folder, writes)
+    optimizer, step = stepper()
+    made = SearchReport(optimizer, folder, writes, 62)
     for _ in range(62):
-        loss = model(data.inputs, data.labels)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step(loss=loss)
+        step()
         made.after_step()
     assert optimizer.search.cap is not None
     return made

@@ -77,6 +77,8 @@ def after_search(optimizer):
     """Let a search be over, as a read of the verdict would."""
     optimizer._searching, optimizer._verdict = False, None
     resume_ramp(optimizer.state, False, optimizer.averages)
+    for group in optimizer.param_groups:
+        group["lr_stand_in"] = 0.0
 
 
 @METHODS

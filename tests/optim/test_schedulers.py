@@ -1,4 +1,4 @@
-"""Schedulers own the cap, and the optimizer never writes it."""
+"""Schedulers own a cap that was given, and the optimizer never writes it; for one that is found see `test_auto`."""
 
 import copy
 

@@ -203,6 +203,8 @@ def test_the_cap_has_the_scale_of_a_step(cls, power):
 def test_after_it_training_begins_as_with_the_cap_as_lr_and_a_warmup(cls):
     _, _, params, backward = problem()
     optimizer = cls(params, lr="auto", weight_decay=0.1)
+    factor = lambda j: 1.0 if j < 70 else 0.1  # noqa: E731
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda j: factor(j + 1))
     steps = search(optimizer, backward)
     others = [nn.Parameter(p.detach().clone()) for p in params]
     fresh = cls(others, lr=0.0, weight_decay=0.1)
@@ -210,9 +212,9 @@ def test_after_it_training_begins_as_with_the_cap_as_lr_and_a_warmup(cls):
         loss, _ = backward(j % 60)
         for p, q in zip(params, others):
             q.grad = p.grad.clone()
-        optimizer.param_groups[0]["lr"] = schedule = 1.0 if j < 70 else 0.1
-        fresh.param_groups[0]["lr"] = optimizer.search.cap * min(1.0, j / steps) * schedule
+        fresh.param_groups[0]["lr"] = optimizer.search.cap * min(1.0, j / steps) * factor(j)
         optimizer.step(loss=loss)
+        scheduler.step()
         fresh.step(loss=loss)
         for p, q in zip(params, others):
             torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)

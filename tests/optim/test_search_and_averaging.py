@@ -34,7 +34,9 @@ def test_the_ramp_is_the_one_without_averaging(cls):
 def test_after_it_averaging_begins_as_with_the_cap_as_lr_and_a_warmup(cls, dtype):
     _, _, params, backward = problem(dtype=dtype)
     optimizer = cls(params, lr="auto", weight_decay=0.1, averaging=True)
-    optimizer.param_groups[0]["lr"] = 0.05  # what counts is the largest, also of the search
+    # A warmup is followed, a decay is not. What counts is the largest, also of the search.
+    factor = lambda j: min(1.0, j / 20) if j < 70 else 0.1  # noqa: E731
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda j: factor(j + 1))
     number = search(optimizer, backward)
     others = [nn.Parameter(p.detach().clone()) for p in params]
     fresh = cls(others, lr=0.0, weight_decay=0.1, averaging=True)
@@ -42,10 +44,9 @@ def test_after_it_averaging_begins_as_with_the_cap_as_lr_and_a_warmup(cls, dtype
         loss, _ = backward(j % 60)
         for p, q in zip(params, others):
             q.grad = p.grad.clone()
-        # A warmup is followed, a decay is not.
-        optimizer.param_groups[0]["lr"] = min(1.0, j / 20) if j < 70 else 0.1
         fresh.param_groups[0]["lr"] = optimizer.search.cap * min(1.0, j / number) * min(1.0, j / 20)
         optimizer.step(loss=loss)
+        scheduler.step()
         fresh.step(loss=loss)
         if j % 30 == 0:  # the modes, in which the averages are, and back
             for o in (optimizer, fresh):

@@ -32,7 +32,7 @@ def test_losses_step_sizes_the_cap_and_scores(drawn):
         {"step": 3, "eval_loss": 3.0, "eval_bleu": 10.0, "eval_runtime": 2.0, "eval_samples_per_second": 7.0},
         {"step": 5, "loss": "nan", "learning_rate": 0.1, "momo/effective_lr": 0.05, "momo/capped": 0.5},
         {"step": 6, "loss": None, "learning_rate": 0.0, "momo/effective_lr": 0.0, "momo/polyak_lr": float("inf")},
-        {"step": 7, "eval_loss": 2.0, "eval_bleu": 30.0, "train_loss": 3.0},
+        {"step": 7, "eval_loss": 2.0, "eval_bleu": 30.0, "train_loss": 3.0, "momo/capped_in_all": 0.62},
     ]  # fmt: skip
     (losses, steps, scores), titles = drawn(history)
     assert losses == {"training": ([1], [4.0]), "held out": ([3, 7], [3.0, 2.0])}
@@ -42,8 +42,7 @@ def test_losses_step_sizes_the_cap_and_scores(drawn):
         "step size taken (effective_lr)": ([1, 5], [0.1, 0.05]),
     }
     assert scores == {"bleu": ([3, 7], [10.0, 30.0])}
-    # One step at 1 and four at 0.5.
-    assert titles[1] == "Step size (the cap decided 60% of the steps)"
+    assert titles[1] == "Step size (the cap decided 62% of the steps)"
 
 
 def test_the_search_is_marked(drawn, tmp_path):

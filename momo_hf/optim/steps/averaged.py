@@ -63,8 +63,8 @@ class Averaged(Kind):
 
     A step in eval mode is an error. The mode is a part of the state, so load model and optimizer from one checkpoint.
 
-    * lr: no schedule is needed after the warmup. In one that ends at 0 the weights w do not fall with it, so that the last z,
-      which hardly differ, count like all others. With `lr="auto"` a schedule that falls is not followed.
+    * lr: no schedule is needed after the warmup, and one that falls is not followed: the largest `lr` so far counts. (In one
+      that ends at 0 the weights w would not fall with it, so that the last z, which hardly differ, would count like all others.)
     * Decay acts on z (proximal), or with `divide=False` on y, as in schedule-free AdamW.
     * Memory: that of the method without averaging; in bfloat16 and float16 4 bytes a parameter more, for y.
     * Others' averages of the parameters (EMA) are averages of y: leave them out. BatchNorm's statistics are those of y:

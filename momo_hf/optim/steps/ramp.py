@@ -4,8 +4,8 @@ During a ramp a parameter that has had a gradient moves at every step, with a gr
 parameters have done exactly what the last direction said. Parameters that join on the way count the steps of all.
 
 After the last step parameters, momentum and buffers are as if nothing had been, and training begins with a warmup as long as
-the search. The cap is then α = lr · `search.cap`, where `lr` is 1 at first: a schedule acts on it, and groups may be given
-their shares of it. What looks at the weights sees them go back once:
+the search. `lr` is then the cap that was found, see `auto`: a schedule acts on it, and groups may be given their shares of it.
+What looks at the weights sees them go back once:
 
 * an average of the weights (EMA) and an evaluation see the steps of the search as long as it lasts, and a training that ends
   before it has learnt nothing. Whatever else writes to parameters meanwhile is undone with them.
@@ -33,7 +33,7 @@ from momo_hf.optim.steps.elementwise import averages_after, buffers_of, correcte
 from momo_hf.optim.steps.given import Beginning, Given, settings_of
 from momo_hf.optim.steps.kind import Access, How, Kind, Now, Tensors
 from momo_hf.optim.steps.modelled import MODEL
-from momo_hf.optim.steps.search import AUTO, Move, SearchState
+from momo_hf.optim.steps.search import Move, SearchState
 from momo_hf.optim.tensors.buckets import Bucket, method_of
 from momo_hf.optim.tensors.sharding import local
 
@@ -161,35 +161,6 @@ def first_origin(param: Tensor, method: Method) -> dict[str, Tensor]:
     dtype = torch.promote_types(param.dtype, torch.float32)
     zeros = {name: torch.zeros_like(param, dtype=dtype) for name in ("exp_avg", *last_of(method))}
     return zeros | {ORIGIN: param.detach().to(dtype, copy=True)}
-
-
-def join_search(group: Group, head: Group | None) -> bool:
-    """Turn `lr="auto"` of a group that is being added into what it stands for.
-
-    Args:
-        group: it is changed.
-        head: the first group, or None if it is this one.
-
-    Returns:
-        Whether the cap is found by a search.
-
-    Raises:
-        ValueError: `lr` is another text, or some groups have a number and some have not.
-    """
-    lr, auto = group["lr"], SEARCH.stands_in(head or {})
-    if isinstance(lr, str) and lr != AUTO:
-        raise ValueError(f'`lr` must be a number or "{AUTO}", got {lr!r}.')
-    if head is None:
-        auto = lr == AUTO if isinstance(lr, str) else False
-    elif isinstance(lr, str) != auto:
-        raise ValueError(
-            f'`lr` must be "{AUTO}" in all parameter groups or in none, got it and {"a number" if auto else lr}: '
-            f'the search finds one cap for all. Give "{AUTO}" to all, and the groups their shares of the cap '
-            'afterwards: group["lr"] = 0.5.'
-        )
-    if isinstance(lr, str):
-        group["lr"] = 1.0
-    return auto
 
 
 def resume_ramp(state: MutableMapping[Tensor, dict[str, Tensor]], searches: bool, averages: bool) -> None:

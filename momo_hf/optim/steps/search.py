@@ -238,8 +238,8 @@ def verdict(state: SearchState, ok: Tensor, share: float) -> tuple[Tensor, Tenso
     return reason, where(reason == NOTHING, fallback, cap)
 
 
-def cap_of(state: SearchState, step: Tensor) -> Tensor:
-    """The cap for step j of training, 0-dim: it rises to what was found in as many steps as the search took.
+def warmup(state: SearchState, step: Tensor) -> Tensor:
+    """The factor of the cap for step j of training, 0-dim: it rises to 1 in as many steps as the search took.
 
     Adam's moments are young again and the weights where training begins; a warmup as long as the search was worth 3 to
     10 % on transformers.
@@ -248,7 +248,7 @@ def cap_of(state: SearchState, step: Tensor) -> Tensor:
         state: after the search.
         step: j, counted from the end of the search.
     """
-    return state.cap * (step / state.steps.clamp(min=1)).clamp(max=1.0)
+    return (step / state.steps.clamp(min=1)).clamp(max=1.0)
 
 
 class Search(NamedTuple):

@@ -57,6 +57,11 @@ class Verdict:
             self._over = bool(self._values[0])
         return self._over
 
+    @property
+    def cap(self) -> float:
+        """What was found, after the last step."""
+        return self._values.tolist()[1]
+
     def tell(self) -> None:
         """Say once what was seen and what was taken; on the first process. Where all went well it is no warning."""
         if dist.is_initialized() and dist.get_rank() > 0:
