@@ -28,7 +28,6 @@ class Method:
         ramp_start: the size of the first step of a search for the cap (`lr="auto"`), about a ten thousandth of any that
             is good. None makes it from the first loss and gradient, which is right for a step that is proportional to the
             gradient; a method whose direction does not grow with the gradient has a number of its own.
-        cap_share: the cap that a search finds, as a share of √(α_S α_end), see `steps.search`.
     """
 
     buffers: tuple[str, ...] = ()
@@ -36,7 +35,6 @@ class Method:
     costly: bool = False
     keeps_momentum: bool = False
     ramp_start: float | None = None
-    cap_share: float = 0.3
 
     def update(self, grad: Tensor, buffers: Buffers, options: Options) -> Buffers:
         """Take a gradient into the method's buffers.

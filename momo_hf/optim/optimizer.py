@@ -22,7 +22,7 @@ from momo_hf.optim.steps.driver import take_step
 from momo_hf.optim.steps.given import Given
 from momo_hf.optim.steps.kind import Kind
 from momo_hf.optim.steps.modelled import MODEL
-from momo_hf.optim.steps.ramp import SEARCH, resume_ramp, share_of_cap
+from momo_hf.optim.steps.ramp import SEARCH, resume_ramp
 from momo_hf.optim.steps.search import AUTO, Search, read_search
 from momo_hf.optim.steps.verdict import Verdict
 from momo_hf.optim.upkeep import dtypes_of, recast
@@ -214,9 +214,7 @@ class MomoOptimizer(LossIntake, Stateful):
     def search(self) -> Search | None:
         """The search for the cap, read from the device; None where an `lr` was given."""
         self._heed()
-        if not SEARCH.stands_in(self.param_groups[0]):
-            return None
-        return read_search(SEARCH.read(self.param_groups), share_of_cap(self.param_groups, self.methods))
+        return read_search(SEARCH.read(self.param_groups)) if SEARCH.stands_in(self.param_groups[0]) else None
 
     @property
     def searching(self) -> bool:

@@ -168,7 +168,7 @@ ARGUMENTS = {
 def test_the_ramp_takes_plain_steps_of_the_method(cls, clip, seed):
     x, gradient, params, backward = problem(seed)
     optimizer = cls([{"params": params[:1], "weight_decay": 0.1}, {"params": params[1:]}], lr="auto")
-    assert optimizer.search == (None, 0, "", [], [], [], 0.3)
+    assert optimizer.search == (None, 0, "", [], [], [])
     before = [p.detach().clone() for p in params]
     steps = search(optimizer, backward, clip)
     rows, reason, cap = ramp(x, gradient, clip=clip, **ARGUMENTS[cls])

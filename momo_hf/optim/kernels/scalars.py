@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from momo_hf.optim.kernels import launch
-from momo_hf.optim.method import Method
 from momo_hf.optim.steps import averaged_model, model, search
 from momo_hf.optim.steps.averaged_model import AveragedStep, AveragedSums, AverageState
 from momo_hf.optim.steps.given import Beginning, Given, Settings
@@ -118,13 +117,10 @@ def next_move(
     lb: float,
     start: float | None,
     clip_factor: Tensor | None = None,
-    share: float = Method.cap_share,
 ) -> tuple[SearchState, Move]:
     """`search.next_move`, with its arguments and results."""
     if not in_one_launch(loss):
-        return search.next_move(
-            state, loss, slope, norm, sample, lb=lb, start=start, clip_factor=clip_factor, share=share
-        )
+        return search.next_move(state, loss, slope, norm, sample, lb=lb, start=start, clip_factor=clip_factor)
     from momo_hf.optim.kernels import triton_search
 
     scalars, vectors = [v for v in state if v.dim() == 0], [v for v in state if v.dim() > 0]
@@ -139,7 +135,6 @@ def next_move(
         *(new, size, ok, back, begins),
         lb,
         0.0 if start is None else start,
-        share,
         clipped=clip_factor is not None,
         starts=start is not None,
     )

@@ -20,7 +20,7 @@ OCTAVE, STEPS, LEFT, FIRST = map(tl.constexpr, (search.OCTAVE, search.STEPS, sea
 CERTAIN, DROP, NOISE = map(tl.constexpr, (search.CERTAIN, search.DROP, search.NOISE))
 WINDOW, JUMP, SCATTER = map(tl.constexpr, (search.WINDOW, search.JUMP, search.SCATTER))
 MEDIAN_DISTANCE, TINY = map(tl.constexpr, (search.MEDIAN_DISTANCE, search.TINY))
-WEAK, FALLBACK = map(tl.constexpr, (search.WEAK, search.FALLBACK))
+SHARE, WEAK, FALLBACK = map(tl.constexpr, (search.SHARE, search.WEAK, search.FALLBACK))
 OF_POLYAK, PATIENCE, LOST = map(tl.constexpr, (search.OF_POLYAK, search.PATIENCE, search.LOST))
 OVERSHOOT, HARM, NOT_FINITE = map(tl.constexpr, (search.OVERSHOOT, search.HARM, search.NOT_FINITE))
 RAMP, NOTHING = map(tl.constexpr, (search.RAMP, search.NOTHING))
@@ -95,7 +95,6 @@ def next_move(
     begins,
     lb,
     start,
-    share,
     clipped: tl.constexpr,
     starts: tl.constexpr,
 ):
@@ -166,8 +165,8 @@ def next_move(
 
     end = _size_of(begin, clamp(k, 1.0))
     turn = _size_of(begin, clamp(highest_step, 1.0))
-    cap = share * tl.sqrt(tl.where(strong, turn, WEAK * end) * end)
-    cap = tl.where(reason == NOTHING, minimum(share * tl.sqrt(turn * end), FALLBACK * begin), cap)
+    cap = SHARE * tl.sqrt(tl.where(strong, turn, WEAK * end) * end)
+    cap = tl.where(reason == NOTHING, minimum(SHARE * tl.sqrt(turn * end), FALLBACK * begin), cap)
     back = reason > 0
     tl.store(new + ENDED, reason)
     tl.store(new + CAP, tl.where(back, cap, 0.0))

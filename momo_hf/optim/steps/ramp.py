@@ -132,7 +132,6 @@ class Ramp(Kind):
             lb=group["lb"],
             start=method_of(group, self.methods).ramp_start,
             clip_factor=given.clip_factor,
-            share=share_of_cap(groups, self.methods),
         )
         SEARCH.write(groups, state)
         MODEL.write(groups, model._replace(skipped=model.skipped + (state.dropped > 0)))
@@ -141,11 +140,6 @@ class Ramp(Kind):
     @staticmethod
     def numbers(update: Move, bucket: Bucket, now: Now) -> tuple[Tensor, ...]:
         return update.size, update.ok, update.back, update.begins
-
-
-def share_of_cap(groups: list[Group], methods: Mapping[str, Method]) -> float:
-    """Of √(α_S α_end) that the cap is: the largest share of all methods that take part."""
-    return max(method_of(group, methods).cap_share for group in groups)
 
 
 # ---- The state ----

@@ -15,7 +15,7 @@ products, with u = D^{-1} d / ρ the direction of a step:
 
 The signal is strong where S has risen far above what noise makes of as many steps. Then its fall ends the search
 ("overshoot"). Without one a rise of `sample` does ("harm"), or losses that are not finite, or the end of the ramp. With
-α_end the size at the end, the cap is a share of √(α_S α_end), `Method.cap_share`, mostly 0.3.
+α_end the size at the end, the cap is `SHARE √(α_S α_end)`.
 
 Everything here is arithmetic on 0-dim tensors and on vectors with one entry per step of the ramp: no parameters, no
 Python branch on a value.
@@ -26,7 +26,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, arange, full_like, stack, where
 
-from momo_hf.optim.method import Method
 from momo_hf.optim.steps.model import clip_gap
 
 
@@ -45,9 +44,9 @@ FIRST = 12
 TINY = 1e-30
 # The median of the distance of two normal numbers is 0.95 standard deviations.
 MEDIAN_DISTANCE = 0.95
-# Without a strong signal α_S is taken for WEAK α_end, and where nothing was found at all the cap is at most FALLBACK times
-# the first step size: 3e-4 for MoMo-Adam, which is an lr for fine-tuning.
-WEAK, FALLBACK = 0.1, 3e2
+# The cap as a share of √(α_S α_end); without a strong signal α_S is WEAK α_end, and where nothing was found at all the cap
+# is at most FALLBACK times the first step size: 3e-4 for MoMo-Adam, which is an lr for fine-tuning.
+SHARE, WEAK, FALLBACK = 0.3, 0.1, 3e2
 # The first step size of a method without a preconditioner: this times (f - lb) / |g|², Polyak's step at the start.
 OF_POLYAK = 1e-4
 # Steps in a row that may be dropped before the ramp itself is to blame. A loss that is not finite counts for LOST of them:
@@ -146,7 +145,6 @@ def next_move(
     lb: float,
     start: float | None,
     clip_factor: Tensor | None = None,
-    share: float = Method.cap_share,
 ) -> tuple[SearchState, Move]:
     """One step of the ramp: from the loss and the inner products of step k to what to do.
 
@@ -159,7 +157,6 @@ def next_move(
         lb: the lower bound of the loss.
         start: α_1, or None to make it from the first loss and gradient.
         clip_factor: κ, by which the gradients were scaled before they were seen here, or None.
-        share: of √(α_S α_end) that the cap is.
 
     Returns:
         The state after step k and the move. Where something is not finite the step is dropped: the state is the old one,
@@ -201,18 +198,17 @@ def next_move(
     state = SearchState(*(where(ok, ours, theirs) for ours, theirs in zip(new, old)))
     weight = where(loss.isfinite(), 1.0, float(LOST))
     state = state._replace(dropped=where(ok, 0.0, old.dropped + weight))
-    reason, cap = verdict(state, ok, share)
+    reason, cap = verdict(state, ok)
     back = reason > 0
     return state._replace(ended=reason, cap=where(back, cap, 0.0)), Move(size, ok & ~back, back, first)
 
 
-def verdict(state: SearchState, ok: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def verdict(state: SearchState, ok: Tensor) -> tuple[Tensor, Tensor]:
     """Whether the search is over after a step: the place in `REASONS` or 0, and the cap.
 
     Args:
         state: after the step.
         ok: whether the step was not dropped.
-        share: of √(α_S α_end) that the cap is.
     """
     k = state.steps
     distances = state.left.diff().abs()
@@ -233,8 +229,8 @@ def verdict(state: SearchState, ok: Tensor, share: float) -> tuple[Tensor, Tenso
 
     end = size_of(state.start, k.clamp(min=1))
     turn = size_of(state.start, state.highest_step.clamp(min=1))  # α_S
-    cap = share * (where(strong, turn, WEAK * end) * end).sqrt()
-    fallback = (share * (turn * end).sqrt()).minimum(FALLBACK * state.start)
+    cap = SHARE * (where(strong, turn, WEAK * end) * end).sqrt()
+    fallback = (SHARE * (turn * end).sqrt()).minimum(FALLBACK * state.start)
     return reason, where(reason == NOTHING, fallback, cap)
 
 
@@ -261,7 +257,6 @@ class Search(NamedTuple):
         step_sizes: α_k, one entry per step, as all that follow.
         losses: f_k.
         sums: S_k.
-        share: of √(α_S α_end) that the cap is.
     """
 
     cap: float | None
@@ -270,12 +265,11 @@ class Search(NamedTuple):
     step_sizes: list[float]
     losses: list[float]
     sums: list[float]
-    share: float = Method.cap_share
 
 
-def read_search(state: SearchState, share: float) -> Search:
-    """The search in Python's numbers, with the share of √(α_S α_end) that the cap is; the host waits for the device."""
+def read_search(state: SearchState) -> Search:
+    """The search in Python's numbers; the host waits for the device."""
     steps, reason = int(state.steps), REASONS[int(state.ended)]
-    made = size_of(state.start, arange(steps, dtype=state.start.dtype, device=state.start.device) + 1)
-    sizes, losses, sums = (values[:steps].tolist() for values in (made, state.losses, state.sums))
-    return Search(float(state.cap) if reason else None, steps, reason, sizes, losses, sums, share)
+    sizes = size_of(state.start, arange(steps, dtype=state.start.dtype, device=state.start.device) + 1)
+    rows = (values[:steps].tolist() for values in (sizes, state.losses, state.sums))
+    return Search(float(state.cap) if reason else None, steps, reason, *rows)
