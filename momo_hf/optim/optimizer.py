@@ -101,8 +101,8 @@ class MomoOptimizer(LossIntake, Stateful):
             loss: the loss of this step, see `set_loss`; instead of `closure`.
 
         Returns:
-            The loss, as `closure` returned it or as it was given. Without any gradient, and without a loss or with
-            nothing learnt from earlier ones, there is nothing to do, as with torch's optimizers.
+            The loss, as `closure` returned it or as it was given. Nothing is done without gradients where there is also no loss, or no
+            state, as with torch's optimizers.
 
         Raises:
             ValueError: both `closure` and `loss` are given, or the loss is unusable (see `set_loss`).
@@ -136,7 +136,7 @@ class MomoOptimizer(LossIntake, Stateful):
         groups = self.param_groups
         self._settle()
         if self._searching and not self.state:
-            self._searching = begins(groups)
+            self._searching = begins(groups)  # not where a schedule brings rates of its own
         init_state(groups, self.state, self.methods, self._searching)
         like = MODEL.read(groups).step
         kind: Kind = self._ramp if self._searching else self._averaged if self.averages else self._modelled
@@ -148,7 +148,7 @@ class MomoOptimizer(LossIntake, Stateful):
             weight_decay=self._rates.of(groups, "weight_decay", like),
             dropped=dropped,
         )
-        # With averaging the largest `lr` may count, which groups of one `lr` need not share.
+        # Parameters alike in these share a bucket; with averaging the largest `lr` counts, which can differ at one `lr`.
         alike = (*self._option_names(), *(("lr_max",) if self.averages else ()))
         update = take_step(kind, groups, self.state, self.methods, alike, self.shard_group, given)
         self.leave()
@@ -202,7 +202,9 @@ class MomoOptimizer(LossIntake, Stateful):
         self.leave()
 
     def leave(self) -> None:
-        """Remember how the parameters are left, so that what else is done to them can be followed; a ramp takes it back."""
+        """With averaging, remember how the parameters are left, to follow what else is done to them (`movement` does it
+        without); forget it during a ramp, which ends where it began.
+        """
         if self._searching and self.trains:
             self._averaged.outside.forget()
         elif self.averages:

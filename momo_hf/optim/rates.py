@@ -95,7 +95,7 @@ class Rates:
         """Note what a step was bounded by.
 
         Args:
-            lr: as `lr` gave it.
+            lr: as `coming` gave it.
             ok: 0-dim bool, False where the step was dropped.
         """
         if self._taken is None or self._taken.shape != lr.shape:

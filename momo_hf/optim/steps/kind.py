@@ -21,8 +21,8 @@ class How(NamedTuple):
         moves: whether there are gradients; without, averages decay and parameters stay.
         decays: whether there is weight decay.
         divide: whether the decay is proximal.
-        known: whether it is known before the first pass that loss and gradients are finite, or not. Then the first pass
-            writes averages and buffers, and otherwise the second.
+        known: whether it was decided before the first pass whether loss and gradients are finite, that is, `now.usable` is
+            given. Then the first pass writes averages and buffers, and otherwise the second.
         stored: the dtype of the parameters.
         share: β of y, with averaging.
     """
@@ -71,6 +71,9 @@ class Access(NamedTuple):
 class Kind(ABC):
     """A kind of step. The passes are functions of the class, and see one piece of memory at a time; what a step of this
     kind remembers beyond the parameter groups is in the object.
+
+    `driver.take_step` calls `begin`, `beside`, `first` for all buckets that move, `decide`, `numbers` and `second` for all
+    buckets, and `finish`. The passes here define the step; a kernel set may do the same faster, see `kernels.table`.
 
     A step is a transaction: it writes all, or nothing where loss or gradients were not finite.
 
@@ -157,7 +160,7 @@ class Kind(ABC):
             beside: the sum of what `beside` gave, 0-dim.
 
         Returns:
-            A NamedTuple with `effective_lr`, shape (groups,), and `ok`, 0-dim bool, at least.
+            A NamedTuple with `factor`, the step sizes, shape (groups,) or 0-dim, and `ok`, 0-dim bool, at least.
         """
 
     @staticmethod

@@ -29,7 +29,7 @@ MODEL = Record(ModelState)
 class Modelled(Kind):
     """x <- (x - τ u) / (1 + a) with u = direction(d̂), or AdamW's x <- (1 - a) x - τ u where not `divide`."""
 
-    SUMS = Sums._fields  # <d, u>, <d, x> where it decays, |g|² where nothing is known
+    SUMS = Sums._fields  # <d, u>, <d, x> where it decays, |g|² where not `known`
     LEFT = ("overlap", "lost")  # <d, x> after the step, and <d, what rounding x to its dtype added>
 
     def __init__(self) -> None:
@@ -72,8 +72,8 @@ class Modelled(Kind):
     def second(
         method: Method, tensors: Tensors, now: Now, how: How, numbers: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        factor, decay, ok = numbers
-        if not (how.known and how.moves):
+        factor, decay, ok = numbers  # 0 unless ok; the direction may then be NaN
+        if not (how.known and how.moves):  # without gradients there was no first pass, and the averages take in 0
             take_in(method, tensors, now, ok)
         momentum, param = tensors["exp_avg"], tensors["param"]
         if how.moves:
@@ -93,6 +93,7 @@ class Modelled(Kind):
     def beside(
         self, params: list[Tensor], buckets: list[Bucket], layouts: Mapping[Layout | None, bool], like: Tensor
     ) -> dict[Layout | None, Tensor]:
+        # How far something else has moved the parameters since the last step: `strayed` in `model`.
         return self.movement.since_last_step(params, buckets, layouts, like)
 
     def decide(self, groups: list[Group], given: Given, beginning: Beginning, sums: Tensor, beside: Tensor) -> Step:
