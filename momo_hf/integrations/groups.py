@@ -4,7 +4,9 @@ import math
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers.trainer_pt_utils import get_parameter_names
 
 from momo_hf.optim import MomoOptimizer
@@ -25,8 +27,9 @@ def muon_groups(model: nn.Module, weight_decay: float = 0.0) -> Groups:
     """Divide a model for `MomoMuon`: Muon for hidden matrices and kernels of convolutions, Adam for all else.
 
     All else is embeddings; the output layer, tied or not (where a model does not name it by `get_output_embeddings`, as
-    those of transformers do, its last matrix); biases, norms and whatever has one dimension; matrices with a side below 16,
-    and those more than 8 times as long as wide (kernels 18 times), such as LoRA's. Frozen parameters are left out.
+    those of transformers do, its last matrix); biases, norms and whatever has one dimension; LoRA's matrices, all with a side
+    below 16, and those more than 8 times as long as wide (kernels 18 times); and parameters of three and more dimensions that
+    are no convolution's, such as the stacked experts of a mixture. Frozen parameters are left out.
 
     Args:
         model: the model, before or after it was sharded.
@@ -60,9 +63,10 @@ def by_method(model: nn.Module, groups: Groups) -> Groups:
     """Divide parameter groups into those of Muon and those of Adam, with all other options as they are; without empty ones.
 
     Args:
-        model: that the parameters are of.
+        model: that the parameters are of, wrapped for several processes or not.
         groups: parameter groups.
     """
+    model = extract_model_from_parallel(model)
     apart, divided = _ends_of(model), []
     for group in groups:
         of: dict[str, list[nn.Parameter]] = {"muon": [], "adam": []}
@@ -85,12 +89,14 @@ def methods_in_words(optimizer: MomoOptimizer) -> str:
 
 
 def _ends_of(model: nn.Module) -> set[int]:
-    """The identities of the weights of embeddings and output layer."""
+    """The identities of the parameters that are Adam's for what they are: of embeddings, output layer and LoRA, and stacks."""
     embeddings = [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
-    ends = {id(m.weight) for m in embeddings}
+    ends = {id(m.weight) for m in embeddings} | {id(p) for name, p in model.named_parameters() if "lora_" in name}
+    kernels = {id(m.weight) for m in model.modules() if isinstance(m, _ConvNd)}
+    ends |= {id(p) for p in model.parameters() if p.dim() > 2 and id(p) not in kernels}
     output = getattr(model, "get_output_embeddings", lambda: None)()
-    if output is not None:
-        return ends | {id(output.weight)}
+    if output is not None:  # one layer, or a list of them
+        return ends | {id(p) for p in output.parameters()}
     matrices = [p for p in model.parameters() if p.dim() > 1]
     return ends | {id(matrices[-1])} if matrices else ends
 
@@ -98,6 +104,5 @@ def _ends_of(model: nn.Module) -> set[int]:
 def _is_matrix(param: nn.Parameter) -> bool:
     if param.dim() < 2:
         return False
-    rows, columns = param.shape[0], math.prod(param.shape[1:])
-    narrow, wide = sorted((rows, columns))
+    narrow, wide = sorted((param.shape[0], math.prod(param.shape[1:])))
     return narrow >= NARROW and wide <= (LONG if param.dim() == 2 else LONG_KERNEL) * narrow

@@ -103,6 +103,11 @@ def with_defaults(
         )
     groups = []
     for group in state_dict["param_groups"]:
+        if group.get("method", next(iter(methods))) not in methods:
+            raise ValueError(
+                f"This state was not saved by {name}: it has parameters of the method {group['method']!r}, and {name} knows "
+                f"{', '.join(map(repr, methods))}. Load it into the optimizer that saved it."
+            )
         expected = set(method_of(group, methods).buffers)
         own = {"ahead", "z", ORIGIN} if defaults["averaging"] else {"exp_avg"}
         for entry in (state_dict["state"][key] for key in group["params"] if key in state_dict["state"]):

@@ -43,7 +43,7 @@ class Muon(Method):
 def polar(matrices: Tensor, factor: float = 1.0) -> Tensor:
     """The polar factors of a batch of matrices, by five Newton-Schulz steps; 0 where a matrix is 0.
 
-    X_0 = M / |M|_F,  A = X Xᵀ,  X <- a X + (b A + c A²) X, on the smaller side.
+    X_0 = M / |M|_F, by its largest entry first, so that no square is too small for its dtype;  A = X Xᵀ,  X <- a X + (b A + c A²) X, on the smaller side.
 
     Args:
         matrices: shape (matrices, rows, columns).
@@ -55,7 +55,9 @@ def polar(matrices: Tensor, factor: float = 1.0) -> Tensor:
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    norms = torch.linalg.matrix_norm(x, keepdim=True).clamp(min=TINY)
+    tiny = torch.finfo(x.dtype).tiny
+    x = x / torch.linalg.vector_norm(x, torch.inf, (1, 2), keepdim=True).clamp(min=tiny)
+    norms = torch.linalg.matrix_norm(x, keepdim=True).clamp(min=tiny)
     x = torch.div(x, norms, out=torch.empty_like(x, dtype=product_dtype(x)))  # X_0
     for _ in range(STEPS):
         gram = torch.bmm(x, x.mT)  # A

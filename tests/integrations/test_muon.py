@@ -12,6 +12,10 @@ from transformers import (
     GPT2LMHeadModel,
     MarianConfig,
     MarianMTModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    MusicgenDecoderConfig,
+    MusicgenForCausalLM,
     Trainer,
     TrainingArguments,
     ViTConfig,
@@ -52,6 +56,22 @@ def lora():
     return get_peft_model(gpt2(), LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True))
 
 
+def wide_lora():
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=128, n_head=2, n_positions=16, vocab_size=64))
+    return get_peft_model(model, LoraConfig(r=16, target_modules=["c_attn"], fan_in_fan_out=True))
+
+
+def experts():
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 32}
+    return MixtralForCausalLM(MixtralConfig(**sizes, **heads))
+
+
+def several_outputs():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "vocab_size": 64}
+    return MusicgenForCausalLM(MusicgenDecoderConfig(num_codebooks=2, **sizes))
+
+
 def plain():
     return nn.Sequential(nn.Embedding(50, 32), nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 20))
 
@@ -75,6 +95,9 @@ def muons(model):
             ["proj_out_2.weight", "class_embedder.embedding_table.weight"],
         ),
         (lora, [], ["lora_A", "lora_B"]),
+        (wide_lora, [], ["lora_A", "lora_B"]),
+        (experts, ["self_attn.q_proj.weight"], ["experts.gate_up_proj", "experts.down_proj", "lm_head.weight"]),
+        (several_outputs, ["self_attn.q_proj.weight", "fc1.weight"], ["lm_heads.0.weight", "lm_heads.1.weight"]),
         (plain, ["1.weight"], ["0.weight", "2.weight", "3.weight"]),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon
 
-from momo_hf import MomoMuon
+from momo_hf import MomoAdam, MomoMuon
 from momo_hf.optim.muon import polar
 from momo_hf.recipes.yardstick.muon import InFloat32
 from tests.optim.muon_reference import METHODS, MuonReference, five_steps, in_groups, problem
@@ -103,6 +103,23 @@ def one_step(param, grad, **options):
     return param.detach()
 
 
+@pytest.mark.parametrize("size", [1e-37, 1e-30, 1e-22, 1e-10, 1e10])
+def test_a_direction_does_not_depend_on_the_size_of_the_gradient(size):
+    grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    directions = [polar(scale * grad[None]) for scale in (1.0, size)]
+    torch.testing.assert_close(directions[1], directions[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_matrix_whose_momentum_fades_stops_no_other():
+    """As with a layer that is not used any more, and gradients of 0 in place of None."""
+    p, q = (nn.Parameter(torch.randn(8, 8)) for _ in range(2))
+    optimizer = MomoMuon([{"params": [p, q], "method": "muon"}], lr=1e-4)
+    for k in range(900):
+        p.grad, q.grad = (torch.randn(8, 8) if k == 0 else torch.zeros(8, 8)), torch.randn(8, 8)
+        optimizer.step(loss=1.0)
+    assert float(optimizer.param_groups[0]["skipped"]) == 0
+
+
 @pytest.mark.parametrize("averaging", [False, True])
 def test_zero_and_rank_deficient_gradients(averaging):
     start = torch.randn(6, 4)
@@ -181,6 +198,13 @@ def test_a_matrix_that_joins_late_begins_as_a_new_one():
     expected = one_step(alone, late.grad.clone())
     optimizer.step(loss=1.0)
     torch.testing.assert_close(late.detach(), expected)
+
+
+def test_its_state_is_no_state_of_adam():
+    p = nn.Parameter(torch.randn(4, 4))
+    optimizer = MomoMuon([{"params": [p], "method": "muon"}])
+    with pytest.raises(ValueError, match="not saved by MomoAdam: it has parameters of the method 'muon'"):
+        MomoAdam([p]).load_state_dict(optimizer.state_dict())
 
 
 def test_averaging_puts_y_in_the_middle_and_keeps_the_momentum():

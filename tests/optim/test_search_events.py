@@ -9,21 +9,6 @@ from momo_hf.optim import MomoAdam
 from tests.optim.problem import both, least_squares, train
 
 
-@both
-def test_an_lr_of_a_dropped_step_is_not_remembered(cls):
-    """With averaging the largest `lr` counts; a step that is not taken has none."""
-    params, backward = least_squares()
-    optimizer = cls(params, lr="auto", averaging=True)
-    for steps in (10, 120):  # in the search, and after it
-        train(optimizer, backward, steps)
-        before, lr = float(optimizer.cap()), optimizer.param_groups[0]["lr"]
-        optimizer.param_groups[0]["lr"] = 50 * lr
-        backward()
-        optimizer.step(loss=float("nan"))
-        optimizer.param_groups[0]["lr"] = lr
-    assert not optimizer.searching and float(optimizer.cap()) == before == pytest.approx(optimizer.search.cap)
-
-
 def test_an_lr_that_falls_when_the_search_is_over_is_not_followed():
     params, backward = least_squares()
     optimizer = MomoAdam(params, lr="auto", averaging=True)
