@@ -20,7 +20,7 @@ from run_translation import DataArguments, ModelArguments, load_model, tokenize
 from transformers import DataCollatorForSeq2Seq, set_seed
 
 from momo_hf import MomoSeq2SeqTrainer
-from momo_hf.integrations.learning_rate import left_alone
+from momo_hf.integrations.learning_rate import learning_rate_unset
 from momo_hf.recipes.ending import end
 from momo_hf.recipes.errors import run_main
 from momo_hf.recipes.outputs import Seq2SeqRunArguments
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     benchmark, data_args, model_args, args = parse_run(kinds, argv)
     args.eval_strategy = args.save_strategy = "no"
     args.load_best_model_at_end, args.report_to, args.disable_tqdm = False, [], True
-    if left_alone(args):
+    if learning_rate_unset(args):
         args.learning_rate = 1e-3
     data = load_translation(data_args.dataset, data_args.source_lang, data_args.target_lang)
     tokens, steps = None, args.max_steps

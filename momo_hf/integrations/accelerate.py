@@ -18,7 +18,7 @@ from torch import Tensor
 from momo_hf.integrations import deepspeed, saving
 from momo_hf.integrations.gradients import Snapshot, note_model
 from momo_hf.integrations.weights import unwrap_optimizer
-from momo_hf.integrations.window import LossWindow, average
+from momo_hf.integrations.window import LossAccumulator, average
 from momo_hf.integrations.wrapping import wrap_once
 from momo_hf.optim import MomoOptimizer
 from momo_hf.optim.tensors.sharding import whole
@@ -28,16 +28,16 @@ from momo_hf.optim.tensors.sharding import whole
 BY_HAND = ("set_loss", "set_clip_factor", "set_lb", "drop_loss", "has_loss", "search")
 
 
-def windows_of(accelerator: Accelerator) -> list[LossWindow]:
+def windows_of(accelerator: Accelerator) -> list[LossAccumulator]:
     """The windows of the MoMo optimizers that this Accelerator prepared."""
     found = {id(o): o for o in map(unwrap_optimizer, accelerator._optimizers) if o is not None}
     return [window_of(optimizer, accelerator) for optimizer in found.values()]
 
 
-def window_of(optimizer: MomoOptimizer, accelerator: Accelerator) -> LossWindow:
+def window_of(optimizer: MomoOptimizer, accelerator: Accelerator) -> LossAccumulator:
     """Where the loss of an optimizer is kept; made at its first use."""
-    if not isinstance(optimizer.loss_source, LossWindow):
-        optimizer.loss_source = LossWindow(optimizer)
+    if not isinstance(optimizer.loss_source, LossAccumulator):
+        optimizer.loss_source = LossAccumulator(optimizer)
     optimizer.loss_source.connect(accelerator)
     return optimizer.loss_source
 
@@ -119,7 +119,7 @@ def _backward(original: Callable) -> Callable:
 
 
 def _backward_with_zero(
-    original: Callable, accelerator: Accelerator, windows: list[LossWindow], loss: Tensor, kwargs: dict[str, Any]
+    original: Callable, accelerator: Accelerator, windows: list[LossAccumulator], loss: Tensor, kwargs: dict[str, Any]
 ) -> Any:
     """ZeRO holds the gradients of its one model itself, and takes the step within the last backward pass."""
     (window,) = windows
@@ -210,7 +210,7 @@ def _step(original: Callable) -> Callable:
         if optimizer is None or given:
             return original(self, closure, **given)
         window = optimizer.loss_source
-        if not isinstance(window, LossWindow) or not self.gradient_state.sync_gradients:
+        if not isinstance(window, LossAccumulator) or not self.gradient_state.sync_gradients:
             return original(self, closure)
         if self.scaler is not None:
             window.trust()

@@ -16,7 +16,7 @@ from momo_hf.optim.steps.search import AUTO
 FINE_TUNING = 1e-4
 
 
-def left_alone(args: TrainingArguments) -> bool:
+def learning_rate_unset(args: TrainingArguments) -> bool:
     """Whether nobody chose `args.learning_rate`, so that it is the default of the class of the arguments.
 
     A number that was given, in code, on the command line or in a file, is another object than the default even where the
@@ -32,7 +32,7 @@ def left_alone(args: TrainingArguments) -> bool:
 def nothing_chosen(args: TrainingArguments) -> bool:
     """Whether learning rate and optimizer are the defaults. An optimizer that was given by the name of the default looks the same."""
     (default,) = (f.default for f in fields(args) if f.name == "optim")
-    return left_alone(args) and getattr(args.optim, "value", args.optim) == getattr(default, "value", default)
+    return learning_rate_unset(args) and getattr(args.optim, "value", args.optim) == getattr(default, "value", default)
 
 
 def were_loaded(args: TrainingArguments) -> bool:
@@ -65,7 +65,7 @@ def note_at_start(args: TrainingArguments, optimizer: MomoOptimizer) -> str:
         optimizer: the MoMo optimizer itself, without wrappers.
     """
     name = getattr(args.optim, "value", args.optim)
-    if name not in METHODS or left_alone(args):
+    if name not in METHODS or learning_rate_unset(args):
         return ""
     if (search := optimizer.search) is not None:
         bound = "is searched for" if search.cap is None else f"was found by a search: {cap_of(optimizer):.3g}"
@@ -86,7 +86,7 @@ def warning_at_start(args: TrainingArguments, optimizer: MomoOptimizer, model: A
         optimizer: the MoMo optimizer itself, without wrappers.
         model: the Trainer's.
     """
-    alone = left_alone(args)
+    alone = learning_rate_unset(args)
     kind = next((c.__name__ for c in type(args).__mro__ if vars(c).get("learning_rate") == args.learning_rate), "")
     if optimizer.search is not None:
         if not alone or not were_loaded(args):

@@ -12,7 +12,7 @@ from transformers.training_args import OptimizerNames
 from momo_hf.integrations import evaluating
 from momo_hf.integrations.callback import MomoCallback
 from momo_hf.integrations.groups import muon_groups
-from momo_hf.integrations.learning_rate import left_alone, nothing_chosen
+from momo_hf.integrations.learning_rate import learning_rate_unset, nothing_chosen
 from momo_hf.integrations.model_card import extract_hyperparameters
 from momo_hf.integrations.names import BEST, METHODS
 from momo_hf.integrations.smoothing import watch_smoothing
@@ -88,7 +88,7 @@ def _kwargs_by_name(
     cls: type[MomoOptimizer], preset: dict[str, Any], args: TrainingArguments, model: Any
 ) -> dict[str, Any]:
     kwargs, say = {**preset, **momo_kwargs(args, cls)}, logger.warning if args.process_index == 0 else logger.debug
-    if preset.get("lr") == AUTO and left_alone(args):
+    if preset.get("lr") == AUTO and learning_rate_unset(args):
         kwargs["lr"] = AUTO
     if issubclass(cls, MomoMuon):
         if args.deepspeed_plugin is not None:

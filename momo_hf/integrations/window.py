@@ -34,7 +34,7 @@ def added(losses: Iterable[Tensor]) -> Tensor:
     return functools.reduce(torch.add, losses)
 
 
-class LossWindow:
+class LossAccumulator:
     """What was backpropagated into the gradients that an optimizer holds, and how they were scaled.
 
     It lives as long as these gradients: when they are dropped it is empty, and a step does not empty it, because
@@ -273,7 +273,7 @@ class LossWindow:
         return functools.reduce(torch.mul, self._clips.values()) if self._clips else None
 
 
-def average(windows: list[LossWindow], share: Tensor) -> list[Callable[[], Tensor] | None]:
+def average(windows: list[LossAccumulator], share: Tensor) -> list[Callable[[], Tensor] | None]:
     """Start to average a loss over the processes over which its backward pass is going to average the gradients.
 
     Args:

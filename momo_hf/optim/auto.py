@@ -117,7 +117,7 @@ def begins(groups: list[Group]) -> bool:
     return searches
 
 
-def settle(groups: list[Group], verdict: Verdict | None) -> None:
+def take_cap(groups: list[Group], verdict: Verdict | None) -> None:
     """Make rates of what counts in a stand-in, once.
 
     Args:

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from momo_hf.compat import untraced
-from momo_hf.optim.auto import begins, note_schedules, settle, stand_in_of
+from momo_hf.optim.auto import begins, note_schedules, stand_in_of, take_cap
 from momo_hf.optim.checks import NO_LOSS, check_group
 from momo_hf.optim.intake import LossIntake
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import scalar
 from momo_hf.optim.state import has_gradients, init_state, is_probe, show
 from momo_hf.optim.stateful import Stateful
-from momo_hf.optim.steps.averaged import EVAL_MODE, SHARE, fit_iterates, put
+from momo_hf.optim.steps.averaged import EVAL_MODE, SHARE, fit_iterates, write_iterates
 from momo_hf.optim.steps.driver import take_step
 from momo_hf.optim.steps.given import Given
 from momo_hf.optim.steps.kind import Kind
@@ -134,7 +134,7 @@ class MomoOptimizer(LossIntake, Stateful):
     ) -> None:
         """A step of the kind that it is to be, from what it is given (see `Given`)."""
         groups = self.param_groups
-        self._settle()
+        self._make_ready()
         if self._searching and not self.state:
             self._searching = begins(groups)  # not where a schedule brings rates of its own
         init_state(groups, self.state, self.methods, self._searching)
@@ -193,10 +193,10 @@ class MomoOptimizer(LossIntake, Stateful):
     def _switch(self, train: bool) -> None:
         if not self.averages or self.trains == train:
             return
-        self._settle()
+        self._make_ready()
         # While a search for the cap goes on there is nothing to average: the parameters are where it has led them.
         if not self._searching:
-            put(self.param_groups, self.state, train)
+            write_iterates(self.param_groups, self.state, train)
         for group in self.param_groups:
             group["train_mode"] = train
         self.leave()
@@ -231,7 +231,7 @@ class MomoOptimizer(LossIntake, Stateful):
             return torch.stack([group["effective_lr"] for group in self.param_groups]).max()
         return self._rates.taken(self.param_groups).max()
 
-    def _settle(self) -> None:
+    def _make_ready(self) -> None:
         """Make the state what the coming step works on: after a search, a load, a probe, and in another dtype."""
         self._heed()
         if self._searching and not self.searching:
@@ -240,7 +240,7 @@ class MomoOptimizer(LossIntake, Stateful):
             if self._verdict is not None:
                 self._verdict.tell()
         if not self._searching:
-            settle(self.param_groups, self._verdict)
+            take_cap(self.param_groups, self._verdict)
         self._verdict = None
         fits = self._searching, dtypes_of(self.param_groups)
         if self._fits != fits:

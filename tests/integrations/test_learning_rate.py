@@ -11,7 +11,7 @@ import yaml
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments
 
 from momo_hf import Momo, MomoAdam, MomoTrainer
-from momo_hf.integrations.learning_rate import cap_of, left_alone
+from momo_hf.integrations.learning_rate import cap_of, learning_rate_unset
 from tests.integrations.test_transformers import arguments
 from tests.toys import Net, Points
 
@@ -53,15 +53,15 @@ def test_a_number_that_was_given_is_a_choice_even_where_it_is_the_default(cls, t
         copy.deepcopy(cls(**given, learning_rate=lr)), loaded(cls(**given, learning_rate=3 * lr), tmp_path),
         cls(**given, learning_rate=1e-2), cls(**given, learning_rate=7e-5),
     ]  # fmt: skip
-    assert [left_alone(args) for args in alone] == [True] * len(alone)
-    assert [left_alone(args) for args in chosen] == [False] * len(chosen)
+    assert [learning_rate_unset(args) for args in alone] == [True] * len(alone)
+    assert [learning_rate_unset(args) for args in chosen] == [False] * len(chosen)
 
 
 def test_a_default_that_was_copied_into_another_class_is_no_choice(tmp_path):
     """As trl's SFTTrainer does with a TrainingArguments."""
     args = TrainingArguments(str(tmp_path), use_cpu=True)
     copied = OtherArguments(str(tmp_path), use_cpu=True, learning_rate=args.to_dict()["learning_rate"])
-    assert copied.learning_rate == 5e-5 and left_alone(copied)
+    assert copied.learning_rate == 5e-5 and learning_rate_unset(copied)
 
 
 # ---- What is said ----

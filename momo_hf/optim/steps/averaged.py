@@ -202,7 +202,7 @@ def first_iterates(param: Tensor) -> dict[str, Tensor]:
     return start if dtype == param.dtype else start | {"y": param.detach().to(dtype, copy=True)}
 
 
-def put(groups: list[Group], state: Mapping[Tensor, dict[str, Tensor]], train: bool) -> None:
+def write_iterates(groups: list[Group], state: Mapping[Tensor, dict[str, Tensor]], train: bool) -> None:
     """Write y, or else x, into parameters that hold the other.
 
     In float64: then y follows from the rounded x again where the last digits of both weigh the same, and elsewhere a y
