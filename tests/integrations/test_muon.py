@@ -87,7 +87,7 @@ def muons(model):
     [
         (gpt2, ["h.0.attn.c_attn.weight", "h.1.mlp.c_proj.weight"], ["wte.weight", "wpe.weight", "ln_f.weight"]),
         (marian, ["encoder.layers.0.fc1.weight", "encoder_attn.q_proj.weight"], ["shared.weight", "embed_positions"]),
-        (vit, ["attention.q_proj.weight", "patch_embeddings.projection.weight"], ["classifier.weight", "cls_token"]),
+        (vit, ["patch_embeddings.projection.weight"], ["classifier.weight", "cls_token"]),
         (unet, ["resnets.0.conv1.weight", "linear_1.weight"], ["conv_out.weight", "norm1.weight"]),
         (
             dit,
