@@ -59,11 +59,34 @@ def polar(matrices: Tensor, factor: float = 1.0) -> Tensor:
     x = x / torch.linalg.vector_norm(x, torch.inf, (1, 2), keepdim=True).clamp(min=tiny)
     norms = torch.linalg.matrix_norm(x, keepdim=True).clamp(min=tiny)
     x = torch.div(x, norms, out=torch.empty_like(x, dtype=product_dtype(x)))  # X_0
-    for _ in range(STEPS):
-        gram = torch.bmm(x, x.mT)  # A
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if x.dtype != torch.bfloat16 and x.shape[2] >= 2 * x.shape[1]:
+        x = torch.bmm(polynomial(torch.bmm(x, x.mT)), x)
+    else:
+        for _ in range(STEPS):
+            gram = torch.bmm(x, x.mT)  # A
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     found = matrices.new_empty(matrices.shape)
     return torch.mul(x.mT if tall else x, factor, out=found)
+
+
+def polynomial(gram: Tensor) -> Tensor:
+    """What the five steps multiply X_0 by, of A_0 = X_0 X_0ᵀ alone: with P = a I + b A + c A², X <- P X makes A <- P A P.
+
+    For long matrices that is a third fewer operations. In bfloat16 the errors of A would grow too large.
+
+    Args:
+        gram: A_0, shape (matrices, n, n).
+    """
+    a, b, c = COEFFICIENTS
+    product: Tensor | None = None
+    for step in range(STEPS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)  # P
+        product = factor if product is None else torch.bmm(factor, product)
+        if step < STEPS - 1:
+            gram = torch.bmm(torch.bmm(factor, gram), factor)
+    assert product is not None
+    return product
 
 
 def product_dtype(like: Tensor) -> torch.dtype:
