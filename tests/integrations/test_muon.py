@@ -62,8 +62,9 @@ def wide_lora():
 
 
 def experts():
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 32}
+    # So many that their stack would pass for the kernel of a convolution.
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 64}
     return MixtralForCausalLM(MixtralConfig(**sizes, **heads))
 
 
@@ -111,6 +112,11 @@ def test_hidden_matrices_are_muons_and_all_else_is_adams(make, inside, outside):
     assert all(model.get_parameter(name).dim() > 1 for name in found)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert sorted(map(id, trained)) == sorted(id(p) for group in muon_groups(model) for p in group["params"])
+
+
+def test_a_model_that_is_wrapped_for_several_devices_has_the_same_groups():
+    model = gpt2()
+    assert {f"module.{name}" for name in muons(model)} == muons(nn.DataParallel(model))
 
 
 def test_what_decays_is_what_decays_under_trainer(tmp_path):

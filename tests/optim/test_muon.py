@@ -12,7 +12,7 @@ from torch.optim import AdamW, Muon
 from momo_hf import MomoAdam, MomoMuon
 from momo_hf.optim.muon import polar
 from momo_hf.recipes.yardstick.muon import InFloat32
-from tests.optim.muon_reference import METHODS, MuonReference, five_steps, in_groups, problem
+from tests.optim.muon_reference import METHODS, MuonReference, five_steps, in_groups, muon, problem
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (8, 3), (3, 8), (1, 6), (6, 1), (40, 30)])
@@ -81,7 +81,9 @@ def test_at_the_cap_it_is_torchs_muon_beside_adamw():
         lb=-1e9,
     )
     # Torch's average lacks the factor 1-β and its correction, which the direction does not see.
-    muon = Muon(matrices, lr=1e-2, weight_decay=0.1, momentum=0.9, nesterov=False, adjust_lr_fn="match_rms_adamw")
+    theirs_alone = Muon(
+        matrices, lr=1e-2, weight_decay=0.1, momentum=0.9, nesterov=False, adjust_lr_fn="match_rms_adamw"
+    )
     adamw = AdamW(others, lr=1e-2, weight_decay=0.1)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
@@ -90,7 +92,7 @@ def test_at_the_cap_it_is_torchs_muon_beside_adamw():
             q.grad = p.grad.clone()
         ours.step(loss=1.0)
         with InFloat32():
-            muon.step()
+            theirs_alone.step()
         adamw.step()
         for p, q in zip(params, theirs):
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
@@ -205,6 +207,26 @@ def test_its_state_is_no_state_of_adam():
     optimizer = MomoMuon([{"params": [p], "method": "muon"}])
     with pytest.raises(ValueError, match="not saved by MomoAdam: it has parameters of the method 'muon'"):
         MomoAdam([p]).load_state_dict(optimizer.state_dict())
+
+
+def test_a_search_compares_every_gradient_with_the_direction_before():
+    """<g_k, u_{k-1}> over <d_{k-1}, u_{k-1}>, whose direction is kept and not formed again."""
+    start, params, at = problem()
+    matrices = params[:5]
+    optimizer = MomoMuon([{"params": matrices, "method": "muon"}], lr="auto")
+    d, before, left = [np.zeros_like(x) for x in start[:5]], None, []
+    for k in range(1, 9):
+        loss, grads = at([p.detach().numpy() for p in params], k)
+        for p, g in zip(matrices, grads):
+            p.grad = torch.tensor(g)
+        optimizer.step(loss=float(loss))
+        d = [0.9 * old + 0.1 * g for old, g in zip(d, grads)]
+        hats = [value / (1 - 0.9**k) for value in d]
+        if before is not None:
+            left.append(sum(np.sum(g * u) for g, u in zip(grads, before[0])) / before[1])
+        u = [muon(hat) for hat in hats]
+        before = u, sum(np.sum(h * w) for h, w in zip(hats, u))
+    np.testing.assert_allclose(optimizer.param_groups[0]["search_left"][1:8].numpy(), left, rtol=1e-8)
 
 
 def test_averaging_puts_y_in_the_middle_and_keeps_the_momentum():
