@@ -30,6 +30,7 @@ from momo_hf.recipes.errors import InputError, run_main
 from momo_hf.recipes.sweeps.workers import run_workers
 from momo_hf.recipes.yardstick.data import Places
 from momo_hf.recipes.yardstick.figures import plot
+from momo_hf.recipes.yardstick.grids import plot_grid
 from momo_hf.recipes.yardstick.plan import Plan
 from momo_hf.recipes.yardstick.results import collect
 from momo_hf.recipes.yardstick.rivals import load_rivals
@@ -57,6 +58,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of every run; default: as the task says, mostly 1,000")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first is that of the grids")
     parser.add_argument("--data", type=Path, help="folder with a folder for each data set, see configs/README.md")
+    parser.add_argument(
+        "--whole_grids",
+        action="store_true",
+        help="every point of a grid with all seeds, and a picture of each task: the loss against the learning rate",
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/yardstick"))
     parser.add_argument("--storage", help="URL of optuna's storage; default: sqlite in the output folder")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, of one thread each")
@@ -86,7 +92,8 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, list[str]]:
     left_out = [f"{name} is left out: {reason}." for name, reason in missing.items() if reason is not None]
     if not tasks or not rivals:
         raise InputError(" ".join(left_out))
-    return Plan(tasks, rivals, args.seeds, args.steps, places, args.output_dir, args.storage), left_out
+    plan = Plan(tasks, rivals, args.seeds, args.steps, places, args.output_dir, args.storage, args.whole_grids)
+    return plan, left_out
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,11 +134,13 @@ def show(plan: Plan) -> None:
     table, folder = tables(plan, runs), plan.output_dir
     runs.to_csv(folder / "yardstick.csv", index=False)
     (folder / "yardstick.md").write_text(table + "\n", "utf-8")
-    picture = plot(plan, runs, folder / "yardstick.png")
+    pictures = [plot(plan, runs, folder / "yardstick.png")]
+    if plan.whole_grids:
+        pictures += [plot_grid(plan, runs, task, folder / f"{task.name}.png") for task in plan.tasks]
     crashed = runs[runs["outcome"].str.startswith("crashed")].drop_duplicates(["task", "optimizer"])
     for row in crashed.itertuples():
         print(f"{row.task}, {row.rival}: {row.outcome}")
-    print(f"\n{table}\n\nSee {folder / 'yardstick.csv'} and {picture}")
+    print(f"\n{table}\n\nSee {', '.join(map(str, [folder / 'yardstick.csv', *pictures]))}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def plot_sweep(sweep: Sweep, runs: pd.DataFrame) -> list[Path]:
     colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(sweep.optimizers)}
     means = averages(sweep, runs)
     best = _best_lrs(sweep, means)
-    _final_values(final, sweep, means, colors)
+    searching = {name for name, options in sweep.optimizers.items() if searches(options)}
+    draw_final_values(final, means, colors, searching, sweep.direction == "minimize")
+    final.set(ylabel=sweep.metric, title="final value")
     _curves(curves, runs, best, colors, "loss")
     curves.set(ylabel="training loss", title=f"training of the best {len(curves.lines)}, at their best lr")
     _curves(steps, runs, best, colors, "momo/effective_lr")
@@ -51,18 +53,29 @@ def plot_sweep(sweep: Sweep, runs: pd.DataFrame) -> list[Path]:
     return paths
 
 
-def _final_values(axes: Axes, sweep: Sweep, means: pd.DataFrame, colors: dict) -> None:
+def draw_final_values(
+    axes: Axes, means: pd.DataFrame, colors: dict[str, Any], searching: set[str], minimize: bool
+) -> None:
+    """Draw final values against the learning rate, a line and a band from least to greatest for each optimizer.
+
+    Args:
+        axes: to draw on.
+        means: with the columns optimizer, learning_rate, mean (NaN where a run diverged), min and max.
+        colors: of the optimizers, by name, in the order of the legend.
+        searching: names of those that have no learning rate of their own.
+        minimize: whether less is better.
+    """
     shown = means["mean"].dropna()
     low, high = means["min"].min(), means["max"].max()
     # Beyond the values at the start of training the scale says nothing, and would hide the rest.
-    if sweep.direction == "minimize" and len(shown):
+    if minimize and len(shown):
         high = min(high, low + 4 * (shown.median() - low) + 1e-12)
     margin = 0.05 * (high - low) or 0.1
     axes.set_ylim(low - margin, high + margin)
-    edge = high if sweep.direction == "minimize" else low
+    edge = high if minimize else low
     for name, color in colors.items():
         own = means[means["optimizer"] == name].sort_values("learning_rate")
-        if searches(sweep.optimizers[name]):
+        if name in searching:
             # At no learning rate of its own, so at all of them.
             axes.axhspan(own["min"].iloc[0], own["max"].iloc[0], color=color, alpha=0.15, linewidth=0)
             axes.axhline(own["mean"].iloc[0], color=color, label=f"{name} (searches)", linestyle="--")
@@ -75,7 +88,7 @@ def _final_values(axes: Axes, sweep: Sweep, means: pd.DataFrame, colors: dict) -
         bad = own[own["mean"].isna()]
         if len(bad):  # a line of no points that is not clipped counts as a point far outside
             axes.plot(bad["learning_rate"], [edge] * len(bad), "x", color=color, clip_on=False)
-    axes.set(xscale="log", xlabel="learning rate (x: diverged)", ylabel=sweep.metric, title="final value")
+    axes.set(xscale="log", xlabel="learning rate (x: diverged)")
 
 
 def _best_lrs(sweep: Sweep, means: pd.DataFrame) -> dict[str, float]:

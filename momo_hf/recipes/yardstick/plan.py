@@ -29,6 +29,7 @@ class Plan:
         places: for the tasks.
         output_dir: of storage and results.
         storage: optuna's; default: sqlite in the output folder.
+        whole_grids: run every point of a grid with all seeds.
     """
 
     tasks: list[Task]
@@ -38,6 +39,7 @@ class Plan:
     places: Places
     output_dir: Path
     storage: str | None = None
+    whole_grids: bool = False
 
     def studies(self) -> dict[str, SharedStudy]:
         """The study of every task, by its name."""
@@ -58,7 +60,7 @@ class Plan:
         points = {}
         for rival in self.rivals:
             grid = [(setting, self.point(task, setting, self.seeds[0])) for setting in rival.settings]
-            for setting, point in finalists(grid, done):
+            for setting, point in grid if self.whole_grids else finalists(grid, done):
                 for one in (point, *(self.point(task, setting, seed) for seed in self.seeds)):
                     points[key(one)] = one
             points |= {key(point): point for _, point in grid}

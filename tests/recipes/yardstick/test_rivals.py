@@ -37,6 +37,16 @@ def test_the_table_of_the_repository():
     assert rivals["adamw_1e-3"].settings[0] in rivals["adamw"].settings
 
 
+def test_the_rows_of_the_robustness_figure_can_be_made():
+    model = nn.Sequential(nn.Linear(3, 20), nn.Linear(20, 20), nn.Linear(20, 2))
+    rivals = load_rivals([], TABLE.with_name("robustness.yaml"))
+    decades = {setting["learning_rate"] for rival in rivals for setting in rival.settings} - {None}
+    assert max(decades) / min(decades) == pytest.approx(1e5)  # five
+    made = {r.name: make_optimizer(r.settings[0], model).param_groups for r in rivals if r.missing() is None}
+    assert all(group["use_fstar"] for group in made["momo_muon_fstar"])
+    assert not any(group["use_fstar"] for group in made["momo_muon"])
+
+
 def test_frozen_parameters_are_left_alone():
     model = nn.Linear(3, 2)
     model.weight.requires_grad_(False)
