@@ -26,7 +26,7 @@ class AveragingReference:
     lrs: list[float]
     decays: list[float]
     beta: float = 0.9
-    share: float = 0.8
+    interpolation: float = 0.8
     beta2: float | None = 0.999
     eps: float = 1e-8
     lb: float = 0.0
@@ -46,7 +46,7 @@ class AveragingReference:
 
     @property
     def y(self):
-        return [(1 - self.share) * z + self.share * x for z, x in zip(self.z, self.x)]
+        return [(1 - self.interpolation) * z + self.interpolation * x for z, x in zip(self.z, self.x)]
 
     def step(self, loss, grads, kappa=1.0):
         """One update from the loss and the gradients at y; a parameter whose gradient is None stays."""
@@ -86,10 +86,10 @@ class AveragingReference:
             else:
                 self.z[i] = self.z[i] - tau * ratio[group] * directions[i] - a[group] * y[i]
             total = sum(self.weights)
-            share = self.weights[-1] / total if total > 0 else 0.0
+            fraction = self.weights[-1] / total if total > 0 else 0.0
             if self.first[i] > 1:
-                share = max(share, 2 / (self.k - self.first[i] + 2))
-            self.x[i] = self.x[i] + share * (self.z[i] - self.x[i])
+                fraction = max(fraction, 2 / (self.k - self.first[i] + 2))
+            self.x[i] = self.x[i] + fraction * (self.z[i] - self.x[i])
 
 
 SHAPES = [(20, 3), (7,), (), (4, 2, 5)]

@@ -86,13 +86,13 @@ def _backward(original: Callable) -> Callable:
             raise ValueError("MoMo does not run under FSDP1. Set `fsdp_version: 2` in the accelerate config.")
         if self.distributed_type == DistributedType.DEEPSPEED:
             return _backward_with_zero(original, self, windows, loss, kwargs)
-        share = _one_number(loss) / self.gradient_accumulation_steps
+        own_loss = _one_number(loss) / self.gradient_accumulation_steps
         if kwargs.get("gradient") is not None:
-            share = share * _one_number(kwargs["gradient"])
+            own_loss = own_loss * _one_number(kwargs["gradient"])
         for window in windows:
             window.settle()
         # Before the backward pass, so that it costs no waiting; whom it feeds is known only afterwards.
-        averages = average(windows, share)
+        averages = average(windows, own_loss)
         before = [Snapshot(window.held()) for window in windows]
         try:
             result = original(self, loss, **kwargs)
@@ -110,7 +110,7 @@ def _backward(original: Callable) -> Callable:
                 "accelerator.free_memory()."
             )
         for i in fed:
-            windows[i].add(share, averages[i])
+            windows[i].add(own_loss, averages[i])
         for window, gradients in zip(windows, after):
             window.remember(gradients)
         return result
@@ -127,9 +127,9 @@ def _backward_with_zero(
     engine = wrapped.engine
     window.zero = window.zero or deepspeed.connect(engine, window.optimizer)
     divisor = engine.gradient_accumulation_steps() if kwargs.get("scale_wrt_gas", True) else 1
-    share, last = _one_number(loss) / divisor, accelerator.sync_gradients
+    own_loss, last = _one_number(loss) / divisor, accelerator.sync_gradients
     before = window.sums
-    window.add(share, average([window], share)[0] if last else None)
+    window.add(own_loss, average([window], own_loss)[0] if last else None)
     try:
         result = original(accelerator, loss, **kwargs)
     except BaseException:

@@ -8,7 +8,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from momo_hf.optim import MomoOptimizer
-from momo_hf.optim.steps.search import FIRST, LEFT, OVERSHOOT, REASONS, SHARE, STEPS, WEAK, Search
+from momo_hf.optim.steps.search import CAP_FACTOR, FIRST, LEFT, OVERSHOOT, REASONS, STEPS, WEAK, Search
 
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ EXPLAINED = (
     f"Every step is longer than the one before. S adds up the share of its slope that each step has left over, less {LEFT}: it "
     "rises while steps are too short, is highest where they use their slope up (α_S), and falls where they overshoot, that is, "
     "go beyond the minimum along their own line. α_end is the size of the last step. The loss may still fall far to the right of "
-    f"the cap: a few steps of that size do no harm yet, but thousands would. The factor {SHARE} was chosen on recorded searches."
+    f"the cap: a few steps of that size do no harm yet, but thousands would. The factor {CAP_FACTOR} was chosen on recorded "
+    "searches."
 )
 ENDED = dict(
     zip(
@@ -156,8 +157,8 @@ def _turn(search: Search) -> float:
 def _origin_of_the_cap(search: Search, cap: float) -> tuple[dict[str, float], str]:
     """The step sizes that the cap was made of, and the formula; no step sizes where it is a cautious one."""
     turn, end = _turn(search), search.step_sizes[-1]
-    if math.isclose(cap, SHARE * math.sqrt(turn * end), rel_tol=1e-3):
-        return {"α_S": turn, "α_end": end}, f" = {SHARE} √(α_S α_end)"
-    if math.isclose(cap, SHARE * math.sqrt(WEAK) * end, rel_tol=1e-3):
-        return {"α_end": end}, f" = {SHARE} √{WEAK} α_end"
+    if math.isclose(cap, CAP_FACTOR * math.sqrt(turn * end), rel_tol=1e-3):
+        return {"α_S": turn, "α_end": end}, f" = {CAP_FACTOR} √(α_S α_end)"
+    if math.isclose(cap, CAP_FACTOR * math.sqrt(WEAK) * end, rel_tol=1e-3):
+        return {"α_end": end}, f" = {CAP_FACTOR} √{WEAK} α_end"
     return {}, ", a cautious one"

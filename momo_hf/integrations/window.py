@@ -147,25 +147,25 @@ class LossAccumulator:
 
     # ---- What goes in ----
 
-    def add(self, share: Tensor, averaged: Callable[[], Tensor] | None) -> None:
+    def add(self, own_loss: Tensor, averaged: Callable[[], Tensor] | None) -> None:
         """Take in a loss that was backpropagated, divided as its gradient was.
 
         Args:
-            share: the loss of this process, 0-dim.
+            own_loss: the loss of this process, 0-dim.
             averaged: from `average`; None if this backward pass left the gradients with the process.
         """
-        local = self.sum_with(share) if averaged is None else None
+        local = self.sum_with(own_loss) if averaged is None else None
         self._fold(self._clip_factor())
         self._whole_norm = False
         self.sums = Sums(local, self.sums.averaged if averaged is None else (*self.sums.averaged, averaged))
         self._fresh, self._used = True, False
 
-    def sum_with(self, share: Tensor) -> Tensor:
+    def sum_with(self, own_loss: Tensor) -> Tensor:
         """What a backward pass averages: its loss, and what was not averaged before, scaled as its gradient was."""
         if self.sums.local is None:
-            return share
+            return own_loss
         clip_factor = self._clip_factor()
-        return share + (self.sums.local if clip_factor is None else clip_factor.to(share) * self.sums.local)
+        return own_loss + (self.sums.local if clip_factor is None else clip_factor.to(own_loss) * self.sums.local)
 
     def clip(self, parameters: list[Tensor], norm: Tensor, max_norm: float) -> None:
         """Note that gradients were clipped, if some of them are this optimizer's.
@@ -273,15 +273,15 @@ class LossAccumulator:
         return functools.reduce(torch.mul, self._clips.values()) if self._clips else None
 
 
-def average(windows: list[LossAccumulator], share: Tensor) -> list[Callable[[], Tensor] | None]:
+def average(windows: list[LossAccumulator], own_loss: Tensor) -> list[Callable[[], Tensor] | None]:
     """Start to average a loss over the processes over which its backward pass is going to average the gradients.
 
     Args:
         windows: of all optimizers whose gradients it may go into.
-        share: the loss of this process, 0-dim.
+        own_loss: the loss of this process, 0-dim.
 
     Returns:
-        For every window a function that waits for the mean of `window.sum_with(share)`; None where gradients, and so
+        For every window a function that waits for the mean of `window.sum_with(own_loss)`; None where gradients, and so
         losses, stay with their process. One collective serves all windows with the same processes.
     """
     together: dict[tuple, list[int]] = {}
@@ -290,7 +290,7 @@ def average(windows: list[LossAccumulator], share: Tensor) -> list[Callable[[], 
     found: list[Callable[[], Tensor] | None] = [None] * len(windows)
     for groups, members in together.items():
         if groups:
-            mean = Average(torch.stack([windows[index].sum_with(share) for index in members]), groups)
+            mean = Average(torch.stack([windows[index].sum_with(own_loss) for index in members]), groups)
             for place, index in enumerate(members):
                 found[index] = functools.partial(mean.value, place)
     return found

@@ -17,7 +17,7 @@ from momo_hf.optim.method import Method
 from momo_hf.optim.record import scalar
 from momo_hf.optim.state import has_gradients, init_state, is_probe, show
 from momo_hf.optim.stateful import Stateful
-from momo_hf.optim.steps.averaged import EVAL_MODE, SHARE, fit_iterates, write_iterates
+from momo_hf.optim.steps.averaged import EVAL_MODE, INTERPOLATION, fit_iterates, write_iterates
 from momo_hf.optim.steps.driver import take_step
 from momo_hf.optim.steps.given import Given
 from momo_hf.optim.steps.kind import Kind
@@ -54,7 +54,7 @@ class MomoOptimizer(LossIntake, Stateful):
     """
 
     methods: ClassVar[Mapping[str, Method]] = {"momentum": Method()}
-    averaging_default: ClassVar[float] = SHARE
+    averaging_default: ClassVar[float] = INTERPOLATION
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "MomoOptimizer":
         _leave_step_untraced()
@@ -155,8 +155,8 @@ class MomoOptimizer(LossIntake, Stateful):
         if self._searching:
             self._verdict = Verdict(SEARCH.read(groups))
         else:
-            self._rates.took(given.lr, update.ok)
-        show(groups, update.factor, update.ok)
+            self._rates.took(given.lr, update.accepted)
+        show(groups, update.factor, update.accepted)
         self._watch.after_step(groups[0])
 
     @torch.no_grad()

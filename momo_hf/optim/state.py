@@ -9,7 +9,7 @@ from momo_hf.optim.auto import join_search
 from momo_hf.optim.checks import check_one_model
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group, home_of, keep
-from momo_hf.optim.steps.averaged import AVERAGES, averages_of, first_iterates, share_of
+from momo_hf.optim.steps.averaged import AVERAGES, averages_of, first_iterates, interpolation_of
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.ramp import SEARCH, first_origin
 from momo_hf.optim.steps.search import new_search
@@ -80,7 +80,7 @@ def join(groups: list[Group], check: Callable[[Group], None], averaging: float, 
     head, group, first = groups[0], groups[-1], len(groups) == 1
     begins = join_search(group, None if first else head, stand_in) and first
     check(group)
-    group["averaging"] = share_of(group["averaging"], averaging)
+    group["averaging"] = interpolation_of(group["averaging"], averaging)
     check_one_model(group, head)
     if begins:
         SEARCH.write(groups, new_search(torch.zeros((), device=home_of(groups))))

@@ -27,7 +27,7 @@ class History:
     auto: bool
     corrected: bool
     beta2: float | None
-    share: float = 0.8
+    interpolation: float = 0.8
     lb: float = 0.0
     divide: bool = True
     beta: float = 0.9
@@ -52,7 +52,13 @@ class History:
 
     def _begin_average(self):
         lrs = [0.0] * len(self.decays)
-        options = {"share": self.share, "beta2": self.beta2, "lb": self.lb, "divide": self.divide, "beta": self.beta}
+        options = {
+            "interpolation": self.interpolation,
+            "beta2": self.beta2,
+            "lb": self.lb,
+            "divide": self.divide,
+            "beta": self.beta,
+        }
         self.average = AveragingReference(self.points, self.groups, lrs, self.decays, **options)
         self.average.first = [1 if known else None for known in self.known]
 

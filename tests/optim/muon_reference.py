@@ -34,7 +34,7 @@ class MuonReference:
 
     def __init__(self, start, methods, lrs, decays, lb=0.0, divide=True, averaging=None, betas=(0.9, 0.999)):
         self.methods, self.lrs, self.decays = methods, list(lrs), decays
-        self.lb, self.divide, self.share, self.betas = lb, divide, averaging, betas
+        self.lb, self.divide, self.interpolation, self.betas = lb, divide, averaging, betas
         self.z = [p.copy() for p in start]
         self.x = [p.copy() for p in start]
         self.d = [np.zeros_like(p) for p in start]
@@ -45,9 +45,9 @@ class MuonReference:
     @property
     def at(self):
         """Where loss and gradients are taken."""
-        if self.share is None:
+        if self.interpolation is None:
             return [p.copy() for p in self.x]
-        return [(1 - self.share) * z + self.share * x for z, x in zip(self.z, self.x)]
+        return [(1 - self.interpolation) * z + self.interpolation * x for z, x in zip(self.z, self.x)]
 
     def step(self, loss, grads, kappa=1.0):
         if not np.isfinite(loss) or not all(np.isfinite(g).all() for g in grads):
@@ -63,11 +63,11 @@ class MuonReference:
         shrink = [1 / (1 + value) if self.divide else 1.0 for value in a]
         hats, u = [], []
         for d, g, v, method in zip(self.d, grads, self.v, self.methods):
-            hat = d / rho if self.share is None or method == "muon" else g
+            hat = d / rho if self.interpolation is None or method == "muon" else g
             hats.append(hat)
             u.append(muon(hat) if method == "muon" else hat / (np.sqrt(v / (1 - beta2**self.k)) + 1e-8))
         fed = self.lb + kappa * (loss - self.lb)
-        if self.share is None:
+        if self.interpolation is None:
             self.f = beta * self.f + (1 - beta) * fed
             self.gamma = beta * self.gamma + (1 - beta) * sum(np.sum(g * x) for g, x in zip(grads, at))
             # The paper takes the model with the proximal decay in both forms.

@@ -38,7 +38,9 @@ def test_every_step_is_that_of_the_formulas(cls, lrs, decays, divide, foreach):
         for group in optimizer.param_groups:
             group["divide"] = divide
     beta2 = 0.999 if cls is MomoAdam else None
-    reference = AveragingReference(start, GROUPS, list(lrs), decays, share=0.85, beta2=beta2, lb=0.02, divide=divide)
+    reference = AveragingReference(
+        start, GROUPS, list(lrs), decays, interpolation=0.85, beta2=beta2, lb=0.02, divide=divide
+    )
     kinds = []
     for step in range(60):
         scale = min(step / 5, 1.0)

@@ -33,17 +33,17 @@ def leaf(value, strided):
 class Run:
     """An optimizer, its parameters and what they should be."""
 
-    def __init__(self, cls, auto, seed, late, decays, share, divide, lb, foreach):
+    def __init__(self, cls, auto, seed, late, decays, interpolation, divide, lb, foreach):
         self.noise = np.random.default_rng(seed)
         start = [np.asarray(self.noise.standard_normal(shape)) for shape in SHAPES]
         self.target = [np.asarray(self.noise.standard_normal(shape)) for shape in SHAPES]
         self.params = [leaf(p, strided=p.shape == (3, 5)) for p in start]
         self.late, self.auto, adam = late, auto, cls is MomoAdam
         self.lrs = [0.3, 0.1] if adam else [30.0, 10.0]
-        self.make = lambda params: self.built(cls, params, decays, averaging=share, lb=lb, foreach=foreach)
+        self.make = lambda params: self.built(cls, params, decays, averaging=interpolation, lb=lb, foreach=foreach)
         self.divide, beta2 = divide, 0.999 if adam else None
         self.optimizer = self.make(self.params)
-        self.right = History(start, GROUPS, decays, auto, adam, beta2, share, lb, divide)
+        self.right = History(start, GROUPS, decays, auto, adam, beta2, interpolation, lb, divide)
 
     def built(self, cls, params, decays, **options):
         groups = [{"params": [p for p, g in zip(params, GROUPS) if g == i], "weight_decay": decays[i]} for i in (0, 1)]
@@ -132,7 +132,7 @@ class Run:
     seed=st.integers(0, 10**6),
     late=st.tuples(st.just(0), *[st.sampled_from([0, 0, 1, 7, 66])] * 3),
     decays=st.sampled_from([[0.0, 0.0], [0.01, 0.0], [0.01, 0.1]]),
-    share=st.sampled_from([0.8, 0.5]),
+    interpolation=st.sampled_from([0.8, 0.5]),
     divide=st.booleans(),
     lb=st.sampled_from([0.0, 0.04]),
     foreach=st.sampled_from([None, False]),
@@ -140,8 +140,8 @@ class Run:
         st.integers(0, 79), st.tuples(st.sampled_from(WHAT), st.integers(0, 3)), max_size=12
     ),
 )  # fmt: skip
-def test_any_history(cls, auto, seed, late, decays, share, divide, lb, foreach, events):
-    run = Run(cls, auto, seed, late, decays, share, divide, lb, foreach)
+def test_any_history(cls, auto, seed, late, decays, interpolation, divide, lb, foreach, events):
+    run = Run(cls, auto, seed, late, decays, interpolation, divide, lb, foreach)
     if not auto:  # there is no search to wait for
         events = {number // 3: event for number, event in events.items()}
     for number in range(80 if auto else 27):

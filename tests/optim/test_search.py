@@ -48,7 +48,7 @@ def test_the_rule_is_the_formula():
             reason, cap = verdict(rows[:k], 1e-6)
             assert {value.dtype for value in state} == {torch.float64}
             assert REASONS[int(state.ended)] == reason and bool(move.back) == bool(reason), (seed, k)
-            assert bool(move.ok) != bool(move.back)
+            assert bool(move.accepted) != bool(move.back)
             np.testing.assert_allclose(move.size, 1e-6 * 2 ** ((k - 1) / 3), rtol=1e-12)
         np.testing.assert_allclose(state.cap, cap, rtol=1e-9)
         seen.add(reason)

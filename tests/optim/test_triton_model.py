@@ -74,10 +74,10 @@ def test_the_beginning(data, groups, step, clip_factor, beta, bias_correction, n
     made = data.draw(givens(groups, clip_factor))
     norm = None if norm is None else torch.tensor(norm)
     options = Settings(0.0, beta, bias_correction, False, True)
-    step, weight, usable = scalars.begin(before, made, norm, options)
-    assert step == before + 1 and usable.dtype == torch.bool
+    step, weight, inputs_valid = scalars.begin(before, made, norm, options)
+    assert step == before + 1 and inputs_valid.dtype == torch.bool
     torch.testing.assert_close(weight, model.average_weight(step, beta, bias_correction))
-    assert usable == model.acceptable(made, norm)
+    assert inputs_valid == model.acceptable(made, norm)
 
 
 @st.composite
@@ -92,10 +92,10 @@ def sums_of(draw, groups, width):
 
 def assert_step(ours, expected, step, expected_step, before, size):
     """The same states, apart from the rounding of numbers of some size, and the same step, or none."""
-    assert step.ok.dtype == torch.bool and step.ok == expected_step.ok
+    assert step.accepted.dtype == torch.bool and step.accepted == expected_step.accepted
     assert_same(ours, expected, rtol=1e-4, atol=1e-4 * size)
     assert_same(step, expected_step, rtol=1e-4, atol=1e-5)
-    if not step.ok:
+    if not step.accepted:
         assert not any(value.any() for value in step)
         changed = [name for name, x, y in zip(ModelState._fields, ours, before) if x != y]
         assert changed in (["skipped"], ["drift", "skipped"])
@@ -112,7 +112,7 @@ STEPS = {
     "groups": st.integers(1, 5),
     "step": st.integers(0, 400),
     "clip_factor": FACTORS,
-    "usable": st.sampled_from([True, True, True, False]),
+    "inputs_valid": st.sampled_from([True, True, True, False]),
     "lb": st.sampled_from([0.0, -1.5, 0.25]),
     "beta": BETAS,
     "bias_correction": st.booleans(),
@@ -122,12 +122,12 @@ STEPS = {
 
 @settings(max_examples=100, deadline=None)
 @given(use_fstar=st.booleans(), **STEPS)
-def test_the_step(data, groups, step, clip_factor, usable, **options):
+def test_the_step(data, groups, step, clip_factor, inputs_valid, **options):
     before = [float(step), *(data.draw(st.floats(-2, 5, width=32)) for _ in range(len(ModelState._fields) - 1))]
     state = ModelState(*map(torch.tensor, before))
     made, sums = data.draw(givens(groups, clip_factor)), Sums(*data.draw(sums_of(groups, 3)))
     strayed = torch.tensor(data.draw(st.one_of(LOSSES, LOSSES, st.just(math.nan))))
-    given = (state, made, sums, strayed, torch.tensor(usable), Settings(**options))
+    given = (state, made, sums, strayed, torch.tensor(inputs_valid), Settings(**options))
     ours, update = scalars.next_step(*given)
     expected, expected_update = model.next_step(*given)
     assert_step(ours, expected, update, expected_update, state, size_of([*state[1:], made.loss, strayed]))
@@ -135,11 +135,11 @@ def test_the_step(data, groups, step, clip_factor, usable, **options):
 
 @settings(max_examples=100, deadline=None)
 @given(**STEPS)
-def test_the_averaged_step(data, groups, step, clip_factor, usable, **options):
+def test_the_averaged_step(data, groups, step, clip_factor, inputs_valid, **options):
     before = [float(step), *(data.draw(st.floats(-2, 5, width=32)) for _ in range(len(ModelState._fields) - 1))]
     states = ModelState(*map(torch.tensor, before)), AverageState(*(torch.tensor(data.draw(SIZES)) for _ in range(4)))
     made, sums = data.draw(givens(groups, clip_factor)), AveragedSums(*data.draw(sums_of(groups, 4)))
-    given = (*states, made, sums, torch.tensor(usable), Settings(use_fstar=False, **options))
+    given = (*states, made, sums, torch.tensor(inputs_valid), Settings(use_fstar=False, **options))
     *ours, update = scalars.next_averaged_step(*given)
     *expected, expected_update = averaged_model.next_averaged_step(*given)
     ours, expected, before = ([*model, *averages] for model, averages in (ours, expected, states))
@@ -157,14 +157,14 @@ def test_nothing_that_is_not_finite_passes(chosen, value, averages):
     numbers[chosen].fill_(value)
     loss, *rates, kappa = numbers[:4]
     made, options = Given(loss, kappa, True, *rates), Settings(0.0, 0.9, True, False, True)
-    usable = scalars.begin(state.step, made, None, options).usable
-    assert usable == (chosen > 3)
+    inputs_valid = scalars.begin(state.step, made, None, options).inputs_valid
+    assert inputs_valid == (chosen > 3)
     if averages:
-        given = (state, AverageState(*state[:4]), made, AveragedSums(*numbers[4:]), usable, options)
-        assert not scalars.next_averaged_step(*given)[2].ok
+        given = (state, AverageState(*state[:4]), made, AveragedSums(*numbers[4:]), inputs_valid, options)
+        assert not scalars.next_averaged_step(*given)[2].accepted
     elif chosen < 7:
-        given = (state, made, Sums(*numbers[4:7]), torch.tensor(0.1), usable, options)
-        assert not scalars.next_step(*given)[1].ok
+        given = (state, made, Sums(*numbers[4:7]), torch.tensor(0.1), inputs_valid, options)
+        assert not scalars.next_step(*given)[1].accepted
 
 
 @triton.jit

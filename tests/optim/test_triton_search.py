@@ -140,4 +140,4 @@ def test_a_clip_factor_that_is_none_drops_the_step(kappa):
     state, one = new_search(torch.zeros(())), torch.tensor(1.0)
     given = {"lb": 0.0, "start": None, "clip_factor": torch.tensor(kappa)}
     state, move = scalars.next_move(state, one, one, one, one, **given)
-    assert not move.ok and state.dropped == 1 and state.steps == 0
+    assert not move.accepted and state.dropped == 1 and state.steps == 0

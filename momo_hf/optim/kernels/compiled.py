@@ -44,7 +44,7 @@ class Compiled(Plain):
     """
 
     @classmethod
-    def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
+    def take(cls, bucket: Bucket, finite_known: bool) -> tuple[Bucket, Bucket]:
         if not (bucket.group["compile"] and bucket.moves) or isinstance(bucket.method, Gathered):
             return bucket.empty, bucket
         if bucket.method.whole:
@@ -124,7 +124,7 @@ def compiled(kind: type[Kind], method: Method, how: How, count: int, first: bool
     # disk that has the betas of another run in it.
     constant_floats = torch._dynamo.config.patch(specialize_float=True)
     options: dict[str, Any] | None = None
-    if not first or how.known:
+    if not first or how.finite_known:
         # Otherwise the compiler computes what is written a second time, in a loop of its own, for the sums over it, and
         # leaves out that a parameter rounds.
         options = {"realize_reads_threshold": 1, "emulate_precision_casts": True}

@@ -14,7 +14,7 @@ class Kernels(ABC):
     """The two passes over the tensors of one bucket in one step.
 
     Whether loss and gradients are finite is known before the step where all gradients were clipped together, or where this
-    process has all of every gradient and looks at their norm (`now.usable`). Then the first pass writes averages and
+    process has all of every gradient and looks at their norm (`now.inputs_valid`). Then the first pass writes averages and
     buffers at once. Where other processes hold parts of the gradients, nothing may be written before the one sum over all
     of them, and the second pass takes the gradients in; that costs one more read of them, and no collective of its own to
     find out that another process met a NaN. All are tensors, so no value is read back.
@@ -42,19 +42,19 @@ class Kernels(ABC):
             moves=bucket.moves,
             decays=bucket.decays,
             divide=bucket.group["divide"],
-            known=now.usable is not None,
+            finite_known=now.inputs_valid is not None,
             stored=bucket.stored,
-            share=float(bucket.group["averaging"]),
+            interpolation=float(bucket.group["averaging"]),
         )
 
     @classmethod
     @abstractmethod
-    def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
+    def take(cls, bucket: Bucket, finite_known: bool) -> tuple[Bucket, Bucket]:
         """Divide a bucket into what this set serves and what it leaves to the next one; either may be empty.
 
         Args:
             bucket: the tensors.
-            known: whether `now.usable` is going to be given.
+            finite_known: whether `now.inputs_valid` is going to be given.
         """
 
     def numbers(self, update: Any) -> tuple[Tensor, ...]:

@@ -38,8 +38,8 @@ class Fused(Plain):
     vector = "exp_avg"
 
     @classmethod
-    def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
-        fits = known and bucket.moves and bucket.device.type == "cpu"
+    def take(cls, bucket: Bucket, finite_known: bool) -> tuple[Bucket, Bucket]:
+        fits = finite_known and bucket.moves and bucket.device.type == "cpu"
         return (bucket, bucket.empty) if fits and bucket.dtype == torch.float32 else (bucket.empty, bucket)
 
     @cached_property
@@ -64,7 +64,7 @@ class Fused(Plain):
         return torch.zeros_like(self.now.weight)
 
     def first(self) -> Tensor:
-        if not self.now.usable:
+        if not self.now.inputs_valid:
             return self.now.weight.new_full((len(self.kind.SUMS),), math.nan)
         sums = super().first()
         if not sums.isfinite().all():
@@ -115,13 +115,13 @@ class FusedAdam(Fused):
     _filled = 0
 
     @classmethod
-    def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
+    def take(cls, bucket: Bucket, finite_known: bool) -> tuple[Bucket, Bucket]:
         beta1, beta2 = bucket.options["betas"]
         # d² <= v (1-β1)² / ((1-β2) (1-β1²/β2)), by Cauchy and Schwarz; 52 v by default. And g² <= v / (1-β2). That much
         # may be added to v.
         small = beta1**2 < beta2 and (1 - beta1) ** 2 / ((1 - beta2) * (1 - beta1**2 / beta2)) < 2**26
         fits = bucket.group["bias_correction"] and small and 1 - beta2 > 2**-26
-        return super().take(bucket, known) if fits else (bucket.empty, bucket)
+        return super().take(bucket, finite_known) if fits else (bucket.empty, bucket)
 
     @cached_property
     def room(self) -> Tensor:

@@ -42,7 +42,7 @@ class FusedAveraged(Fused):
 
     def second_of(self, tensors: Tensors, numbers: tuple[Any, ...]) -> tuple[Tensor, ...]:
         to_x, reach, decay, to_y, kept, ok = numbers
-        ahead, y, pull = tensors["ahead"], tensors["y"], self.how.share * decay
+        ahead, y, pull = tensors["ahead"], tensors["y"], self.how.interpolation * decay
         u = self.kept(tensors)
         if ok and u is not None and kept and not self.how.decays:
             # As below, in other words: z - y <- kept (z - y) - kept reach u, and y from what it is then.

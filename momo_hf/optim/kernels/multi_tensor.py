@@ -61,7 +61,7 @@ class MultiTensor(Plain):
     corrects = True
 
     @classmethod
-    def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
+    def take(cls, bucket: Bucket, finite_known: bool) -> tuple[Bucket, Bucket]:
         fits = bucket.moves and bucket.dtype == torch.float32 and launch.runs_on(bucket.device)
         if not fits or len({g.dtype for g in bucket.roles["grad"]}) > 1:
             return bucket.empty, bucket
@@ -102,9 +102,9 @@ class MultiTensor(Plain):
         return {"param_dtype": param, "grad_dtype": grad}
 
     @property
-    def usable(self) -> Tensor:
+    def inputs_valid(self) -> Tensor:
         """Whether the first pass may write; not read where nobody knows."""
-        return self.now.step if self.now.usable is None else self.now.usable
+        return self.now.step if self.now.inputs_valid is None else self.now.inputs_valid
 
     def run(self, kernel: Any, width: int, *numbers: Tensor, **how: Any) -> Tensor:
         """Run a pass over all blocks; the sums over them, shape (width,)."""
@@ -114,7 +114,7 @@ class MultiTensor(Plain):
         for aligned, blocks, found in zip((True, False), tables.blocks.split(counts), sums.split(counts)):
             if len(blocks):
                 given = (tables.places, blocks, found) if width else (tables.places, blocks)
-                how |= self.adam | {"known": self.how.known, "aligned": aligned, "block": self.block}
+                how |= self.adam | {"finite_known": self.how.finite_known, "aligned": aligned, "block": self.block}
                 launch.launch(kernel, len(blocks), *given, *numbers, **how)
         return sums.sum(0) if width else sums.view(0)
 
@@ -127,7 +127,7 @@ class MultiTensorModelled(MultiTensor):
     def first(self) -> Tensor:
         from momo_hf.optim.kernels import triton_passes
 
-        numbers = (self.now.step, self.now.weight, self.usable)
+        numbers = (self.now.step, self.now.weight, self.inputs_valid)
         how = self.types | self.momentum | {"decays": self.how.decays}
         return self.run(triton_passes.first_pass, len(self.kind.SUMS), *numbers, **how)
 
@@ -149,21 +149,21 @@ class MultiTensorAveraged(MultiTensor):
     def numbers(self, update: Any) -> tuple[Tensor, ...]:
         """What the kernel makes the numbers of the second pass from."""
         index = self.bucket.index
-        given = (update.factor.select(0, index), update.decay.select(0, index), update.weight, update.ok)
+        given = (update.factor.select(0, index), update.decay.select(0, index), update.weight, update.accepted)
         return tuple(on(self.bucket, number) for number in given)
 
     def first(self) -> Tensor:
         from momo_hf.optim.kernels import triton_averaged
 
         how = {"grad_dtype": self.types["grad_dtype"], "shrinks": self.how.decays and self.how.divide}
-        return self.run(triton_averaged.first_pass, len(self.kind.SUMS), self.now.step, self.usable, **how)
+        return self.run(triton_averaged.first_pass, len(self.kind.SUMS), self.now.step, self.inputs_valid, **how)
 
     def second(self, numbers: tuple[Tensor, ...]) -> Tensor:
         from momo_hf.optim.kernels import triton_averaged
 
-        share = self.how.share
+        interpolation = self.how.interpolation
         how = self.types | {"decays": self.how.decays, "divide": self.how.divide}
-        how |= {"share": share, "to_x": 1 / share - 1, "late": self.bucket.start is not None}
+        how |= {"interpolation": interpolation, "to_x": 1 / interpolation - 1, "late": self.bucket.start is not None}
         found = self.run(triton_averaged.second_pass, 0, self.now.step, *numbers, **how)
         torch.autograd.graph.increment_version(self.bucket.roles["param"])
         return found
@@ -178,7 +178,7 @@ class MultiTensorRamp(MultiTensor):
         from momo_hf.optim.kernels import triton_ramp
 
         how = self.momentum | {"grad_dtype": self.types["grad_dtype"]}
-        numbers = (self.now.step, self.now.weight, self.usable)
+        numbers = (self.now.step, self.now.weight, self.inputs_valid)
         return self.run(triton_ramp.first_pass, len(self.kind.SUMS), *numbers, **how)
 
     def second(self, numbers: tuple[Tensor, ...]) -> Tensor:

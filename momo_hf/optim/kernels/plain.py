@@ -15,7 +15,7 @@ class Plain(Kernels):
     """One piece after the other, by the functions of the kind as they are."""
 
     @classmethod
-    def take(cls, bucket: Bucket, known: bool) -> tuple[Bucket, Bucket]:
+    def take(cls, bucket: Bucket, finite_known: bool) -> tuple[Bucket, Bucket]:
         return bucket, bucket.empty
 
     @cached_property

@@ -23,13 +23,13 @@ def begin(before: Tensor, given: Given, norm: Tensor | None, settings: Settings)
     from momo_hf.optim.kernels import triton_model
 
     step, weight = torch.empty(2, dtype=before.dtype, device=before.device).unbind()
-    usable = torch.empty((), dtype=torch.bool, device=before.device)
+    inputs_valid = torch.empty((), dtype=torch.bool, device=before.device)
     numbers = (before, given.loss, given.lr, given.weight_decay, given.clip_factor, norm)
     launch.launch(
         triton_model.begin,
         1,
         *(before if value is None else value for value in numbers),
-        *(step, weight, usable),
+        *(step, weight, inputs_valid),
         len(given.lr),
         clipped=given.clip_factor is not None,
         normed=norm is not None,
@@ -37,20 +37,20 @@ def begin(before: Tensor, given: Given, norm: Tensor | None, settings: Settings)
         bias_correction=bias_correction,
         block=block_of(len(given.lr)),
     )
-    return Beginning(step, weight, usable)
+    return Beginning(step, weight, inputs_valid)
 
 
 def next_step(
-    state: ModelState, given: Given, sums: Sums, strayed: Tensor, usable: Tensor, settings: Settings
+    state: ModelState, given: Given, sums: Sums, strayed: Tensor, inputs_valid: Tensor, settings: Settings
 ) -> tuple[ModelState, Step]:
     """`model.next_step`, with its arguments and results."""
     if not in_one_launch(state.step):
-        return model.next_step(state, given, sums, strayed, usable, settings)
+        return model.next_step(state, given, sums, strayed, inputs_valid, settings)
     from momo_hf.optim.kernels import triton_model
 
     beta = settings.beta
     how = {"log_beta": math.log(beta) if beta > 0 else -math.inf, "use_fstar": settings.use_fstar}
-    new, step = decide(triton_model.next_step, [*state], given, sums, usable, settings, strayed, **how)
+    new, step = decide(triton_model.next_step, [*state], given, sums, inputs_valid, settings, strayed, **how)
     return ModelState(*new), Step(*step)
 
 
@@ -59,17 +59,19 @@ def next_averaged_step(
     state: AverageState,
     given: Given,
     sums: AveragedSums,
-    usable: Tensor,
+    inputs_valid: Tensor,
     settings: Settings,
 ) -> tuple[ModelState, AverageState, AveragedStep]:
     """`averaged_model.next_averaged_step`, with its arguments and results."""
     if not in_one_launch(model_state.step):
-        return averaged_model.next_averaged_step(model_state, state, given, sums, usable, settings)
+        return averaged_model.next_averaged_step(model_state, state, given, sums, inputs_valid, settings)
     from momo_hf.optim.kernels import triton_model
 
     weight = torch.empty_like(given.loss)
     before = [*model_state, *state]
-    new, (factor, decay, ok) = decide(triton_model.next_averaged_step, before, given, sums, usable, settings, weight)
+    new, (factor, decay, ok) = decide(
+        triton_model.next_averaged_step, before, given, sums, inputs_valid, settings, weight
+    )
     settled = len(model_state)
     return ModelState(*new[:settled]), AverageState(*new[settled:]), AveragedStep(factor, decay, weight, ok)
 
@@ -79,7 +81,7 @@ def decide(
     state: list[Tensor],
     given: Given,
     sums: Sums | AveragedSums,
-    usable: Tensor,
+    inputs_valid: Tensor,
     settings: Settings,
     *more: Tensor,
     **how: Any,
@@ -91,7 +93,7 @@ def decide(
     launch.launch(
         kernel,
         1,
-        *(torch.stack(state), loss, *sums, given.lr, given.weight_decay, usable),
+        *(torch.stack(state), loss, *sums, given.lr, given.weight_decay, inputs_valid),
         loss if given.clip_factor is None else given.clip_factor,
         *(new, factor, decay, ok, *more),
         settings.lb,

@@ -58,15 +58,15 @@ TABLE: tuple[Entry, ...] = (
 )
 
 
-def assign(kind: type[Kind], buckets: list[Bucket], known: bool) -> list[tuple[type[Kernels], Bucket]]:
+def assign(kind: type[Kind], buckets: list[Bucket], finite_known: bool) -> list[tuple[type[Kernels], Bucket]]:
     """Find the kernel set of every tensor: the first one in the table that serves it and takes it.
 
-    `known` says whether loss and gradients are known to be finite or not before the first pass.
+    `finite_known` says whether loss and gradients are known to be finite or not before the first pass.
     """
     assigned = []
     for rest in buckets:
         for kernels in (entry.kernels for entry in TABLE if entry.serves(kind, rest.method)):
-            mine, rest = kernels.take(rest, known)
+            mine, rest = kernels.take(rest, finite_known)
             if mine.roles["param"]:
                 assigned.append((kernels, mine))
             if not rest.roles["param"]:

@@ -30,14 +30,14 @@ def first_pass(
     blocks,
     sums,
     step,
-    usable,
+    inputs_valid,
     grad_dtype: tl.constexpr,
     beta2: tl.constexpr,
     log_beta2: tl.constexpr,
     eps: tl.constexpr,
     adam: tl.constexpr,
     shrinks: tl.constexpr,
-    known: tl.constexpr,
+    finite_known: tl.constexpr,
     aligned: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -51,8 +51,8 @@ def first_pass(
     v = take_in(second_moment(place, offsets, mask, g, adam, aligned), g, beta2, adam)
     taken = 0.0
     if adam:
-        if known:
-            write(place, SECOND, offsets, offsets < size * tl.load(usable).to(tl.int64), v, tl.float32, aligned)
+        if finite_known:
+            write(place, SECOND, offsets, offsets < size * tl.load(inputs_valid).to(tl.int64), v, tl.float32, aligned)
         else:
             taken = tl.sum(tl.where(mask, v, 0.0))
     ahead = tl.sum(g * read(place, AHEAD, offsets, mask, tl.float32, aligned))
@@ -83,10 +83,10 @@ def second_pass(
     adam: tl.constexpr,
     decays: tl.constexpr,
     divide: tl.constexpr,
-    share: tl.constexpr,
+    interpolation: tl.constexpr,
     to_x: tl.constexpr,
     late: tl.constexpr,
-    known: tl.constexpr,
+    finite_known: tl.constexpr,
     aligned: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -101,7 +101,7 @@ def second_pass(
     written = offsets < size * tl.load(ok).to(tl.int64)
     g = read(place, GRAD, offsets, mask, grad_dtype, aligned)
     v = second_moment(place, offsets, mask, g, adam, aligned)
-    if adam and not known:
+    if adam and not finite_known:
         v = take_in(v, g, beta2, adam)
         write(place, SECOND, offsets, written, v, tl.float32, aligned)
     k, c = tl.load(step), tl.load(weight)
@@ -110,12 +110,12 @@ def second_pass(
     ahead = read(place, AHEAD, offsets, mask, tl.float32, aligned)
     y = read(place, Y, offsets, mask, tl.float32, aligned)
     x = y - to_x * ahead
-    ahead -= tl.load(factor) * share * direction(g, v, mask, rsqrt_correction(k, log_beta2, adam), eps, adam)
+    ahead -= tl.load(factor) * interpolation * direction(g, v, mask, rsqrt_correction(k, log_beta2, adam), eps, adam)
     if decays and divide:
         a = tl.load(decay)
-        ahead = (ahead - share * a * x) / (1 + a)  # β (z_{k+1} - x)
+        ahead = (ahead - interpolation * a * x) / (1 + a)  # β (z_{k+1} - x)
     elif decays:
-        ahead -= share * tl.load(decay) * y
+        ahead -= interpolation * tl.load(decay) * y
     y = x + (to_x + c) * ahead
     write(place, AHEAD, offsets, written, (1 - c) * ahead, tl.float32, aligned)
     write(place, Y, offsets, written, y, tl.float32, aligned)

@@ -25,7 +25,7 @@ def begin(
     norm,
     step,
     weight,
-    usable,
+    inputs_valid,
     groups,
     clipped: tl.constexpr,
     normed: tl.constexpr,
@@ -46,7 +46,7 @@ def begin(
         ok = ok & finite(kappa) & (kappa >= 0)
     if normed:
         ok = ok & finite(tl.load(norm))
-    tl.store(usable, ok)
+    tl.store(inputs_valid, ok)
 
 
 @triton.jit
@@ -82,7 +82,7 @@ def next_step(
     grad_norm_sq,
     lr,
     weight_decay,
-    usable,
+    inputs_valid,
     clip_factor,
     new,
     factor,
@@ -156,7 +156,7 @@ def next_step(
 
     ok = finite(loss_avg) & finite(drift) & finite(fstar) & finite(polyak) & finite(raw)
     ok = ok & finite(tau) & finite(tl.sum(a, 0)) & finite(fed) & finite(tl.sum(n, 0)) & finite(tl.sum(s, 0))
-    ok = ok & finite(slope) & finite(tl.sum(size, 0)) & flag(usable)
+    ok = ok & finite(slope) & finite(tl.sum(size, 0)) & flag(inputs_valid)
     _settle(old, new, step, fstar, polyak, moves & (cap <= polyak), moves & (gap == 0), raw, ok)
     _keep(old, new, LOSS_AVG, loss_avg, ok)
     tl.store(new + DRIFT, tl.where(ok, drift, old_drift))
@@ -175,13 +175,13 @@ def next_averaged_step(
     taken,
     lr,
     weight_decay,
-    usable,
+    inputs_valid,
     clip_factor,
     new,
     factor,
     decay,
     good,
-    share,
+    fraction,
     lb,
     groups,
     stride: tl.constexpr,
@@ -231,7 +231,15 @@ def next_averaged_step(
     raw += average_weight(step, beta, bias_correction) * (f - raw)
 
     ok = finite(polyak) & finite(raw) & finite(gap_avg) & finite(norm_avg) & finite(tau_max) & finite(weight_sum)
-    ok = ok & finite(tau) & finite(tl.sum(a, 0)) & finite(fed) & finite(norm) & finite(tl.sum(n, 0)) & flag(usable)
+    ok = (
+        ok
+        & finite(tau)
+        & finite(tl.sum(a, 0))
+        & finite(fed)
+        & finite(norm)
+        & finite(tl.sum(n, 0))
+        & flag(inputs_valid)
+    )
     ok = ok & finite(tl.sum(step_ahead, 0)) & finite(tl.sum(s, 0)) & finite(tl.sum(v, 0))
     _settle(old, new, step, fstar, polyak, moves & (cap <= polyak), (gap == 0) & (f <= fstar), raw, ok)
     tl.store(new + LOSS_AVG, tl.load(old + LOSS_AVG))
@@ -242,5 +250,5 @@ def next_averaged_step(
     _keep(old, new, WEIGHT_SUM, weight_sum, ok)
     tl.store(factor + group, tl.where(ok, tau * ratio, 0.0), mask=mask)
     tl.store(decay + group, tl.where(ok, a, 0.0), mask=mask)
-    tl.store(share, tl.where(ok, c, 0.0))
+    tl.store(fraction, tl.where(ok, c, 0.0))
     tl.store(good, ok)

@@ -28,7 +28,7 @@ def first_pass(
     sums,
     step,
     weight,
-    usable,
+    inputs_valid,
     param_dtype: tl.constexpr,
     grad_dtype: tl.constexpr,
     log_beta: tl.constexpr,
@@ -38,7 +38,7 @@ def first_pass(
     eps: tl.constexpr,
     adam: tl.constexpr,
     decays: tl.constexpr,
-    known: tl.constexpr,
+    finite_known: tl.constexpr,
     aligned: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -52,8 +52,8 @@ def first_pass(
     v = take_in(second_moment(place, offsets, mask, d, adam, aligned), g, beta2, adam)
     overlap = 0.0
     norm = 0.0
-    if known:
-        written = offsets < size * tl.load(usable).to(tl.int64)
+    if finite_known:
+        written = offsets < size * tl.load(inputs_valid).to(tl.int64)
         write(place, AVERAGE, offsets, written, d, tl.float32, aligned)
         if adam:
             write(place, SECOND, offsets, written, v, tl.float32, aligned)
@@ -89,7 +89,7 @@ def second_pass(
     adam: tl.constexpr,
     decays: tl.constexpr,
     divide: tl.constexpr,
-    known: tl.constexpr,
+    finite_known: tl.constexpr,
     aligned: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -100,7 +100,7 @@ def second_pass(
     written = offsets < size * tl.load(ok).to(tl.int64)
     d = read(place, AVERAGE, offsets, mask, tl.float32, aligned)
     v = second_moment(place, offsets, mask, d, adam, aligned)
-    if not known:
+    if not finite_known:
         g = read(place, GRAD, offsets, mask, grad_dtype, aligned)
         new = d + tl.load(weight) * (g - d)
         v = take_in(v, g, beta2, adam)

@@ -31,7 +31,7 @@ def first_pass(
     sums,
     step,
     weight,
-    usable,
+    inputs_valid,
     grad_dtype: tl.constexpr,
     log_beta: tl.constexpr,
     corrects: tl.constexpr,
@@ -39,7 +39,7 @@ def first_pass(
     log_beta2: tl.constexpr,
     eps: tl.constexpr,
     adam: tl.constexpr,
-    known: tl.constexpr,
+    finite_known: tl.constexpr,
     aligned: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -55,8 +55,8 @@ def first_pass(
 
     d += tl.load(weight) * (g - d)
     v = take_in(v, g, beta2, adam)
-    if known:
-        written = offsets < size * tl.load(usable).to(tl.int64)
+    if finite_known:
+        written = offsets < size * tl.load(inputs_valid).to(tl.int64)
         write(place, AVERAGE, offsets, written, d, tl.float32, aligned)
         if adam:
             write(place, SECOND, offsets, written, v, tl.float32, aligned)
@@ -85,7 +85,7 @@ def second_pass(
     log_beta2: tl.constexpr,
     eps: tl.constexpr,
     adam: tl.constexpr,
-    known: tl.constexpr,
+    finite_known: tl.constexpr,
     aligned: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -99,7 +99,7 @@ def second_pass(
     d = read(place, AVERAGE, offsets, mask, tl.float32, aligned)
     v = second_moment(place, offsets, mask, d, adam, aligned)
     averaged = offsets < size * returns.to(tl.int64)
-    if not known:
+    if not finite_known:
         averaged = offsets < size * (goes | returns).to(tl.int64)
         g = read(place, GRAD, offsets, mask, grad_dtype, aligned)
         d += tl.load(weight) * (g - d)

@@ -20,7 +20,7 @@ OCTAVE, STEPS, LEFT, FIRST = map(tl.constexpr, (search.OCTAVE, search.STEPS, sea
 CERTAIN, DROP, NOISE = map(tl.constexpr, (search.CERTAIN, search.DROP, search.NOISE))
 WINDOW, JUMP, SCATTER = map(tl.constexpr, (search.WINDOW, search.JUMP, search.SCATTER))
 MEDIAN_DISTANCE, TINY = map(tl.constexpr, (search.MEDIAN_DISTANCE, search.TINY))
-SHARE, WEAK, FALLBACK = map(tl.constexpr, (search.SHARE, search.WEAK, search.FALLBACK))
+CAP_FACTOR, WEAK, FALLBACK = map(tl.constexpr, (search.CAP_FACTOR, search.WEAK, search.FALLBACK))
 OF_POLYAK, PATIENCE, LOST = map(tl.constexpr, (search.OF_POLYAK, search.PATIENCE, search.LOST))
 OVERSHOOT, HARM, NOT_FINITE = map(tl.constexpr, (search.OVERSHOOT, search.HARM, search.NOT_FINITE))
 RAMP, NOTHING = map(tl.constexpr, (search.RAMP, search.NOTHING))
@@ -165,8 +165,8 @@ def next_move(
 
     end = _size_of(begin, clamp(k, 1.0))
     turn = _size_of(begin, clamp(highest_step, 1.0))
-    cap = SHARE * tl.sqrt(tl.where(strong, turn, WEAK * end) * end)
-    cap = tl.where(reason == NOTHING, minimum(SHARE * tl.sqrt(turn * end), FALLBACK * begin), cap)
+    cap = CAP_FACTOR * tl.sqrt(tl.where(strong, turn, WEAK * end) * end)
+    cap = tl.where(reason == NOTHING, minimum(CAP_FACTOR * tl.sqrt(turn * end), FALLBACK * begin), cap)
     back = reason > 0
     tl.store(new + ENDED, reason)
     tl.store(new + CAP, tl.where(back, cap, 0.0))

@@ -33,7 +33,7 @@ AVERAGES = Record(AverageState)
 
 # β of y where nobody gives another one. Schedule-free learning mostly takes 0.9; with a Polyak step and a cap from a search,
 # over 1,000 steps, 0.8 was at least as good in 18 of 20 runs on ten tasks, and 0.95 worse.
-SHARE = 0.8
+INTERPOLATION = 0.8
 
 EVAL_MODE = (
     "{name}.step() was called in eval mode, where the parameters hold the averaged weights, so the gradients were taken "
@@ -88,12 +88,12 @@ class Averaged(Kind):
     @staticmethod
     def first_access(method: Method, how: How) -> Access:
         reads = ("grad", "ahead", *averages_of(method), *(("y",) if how.decays and how.divide else ()))
-        return Access(reads, averages_of(method) if how.known else ())
+        return Access(reads, averages_of(method) if how.finite_known else ())
 
     @staticmethod
     def second_access(method: Method, how: How) -> Access:
         averages = averages_of(method)
-        written = () if how.known and how.moves else averages
+        written = () if how.finite_known and how.moves else averages
         if not how.moves:
             return Access(("grad", *averages), written)
         rounds = how.stored != torch.promote_types(how.stored, torch.float32)
@@ -102,13 +102,13 @@ class Averaged(Kind):
     @staticmethod
     def first(method: Method, tensors: Tensors, now: Now, how: How) -> tuple[Tensor, ...]:
         grad, ahead, zero = tensors["grad"], tensors["ahead"], torch.zeros_like(now.weight)
-        if now.usable is None:
+        if now.inputs_valid is None:
             buffers = method.update(grad, buffers_of(method, tensors), now.options)
             momentum = lerp(tensors["exp_avg"], grad, now.weight) if method.keeps_momentum else None
             new = [*buffers.values(), *([] if momentum is None else [momentum])]
             written = sum((value.sum() for value in new), zero)
         else:
-            take_in(method, tensors, now, now.usable, momentum=method.keeps_momentum)
+            take_in(method, tensors, now, now.inputs_valid, momentum=method.keeps_momentum)
             buffers, momentum, written = buffers_of(method, tensors), tensors.get("exp_avg"), zero
         vector = grad if momentum is None else corrected(momentum, now.rho)
         direction = method.direction(vector, buffers, now.options)  # u
@@ -123,7 +123,7 @@ class Averaged(Kind):
         method: Method, tensors: Tensors, now: Now, how: How, numbers: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         to_x, reach, decay, to_y, kept, ok = numbers
-        if not (how.known and how.moves):
+        if not (how.finite_known and how.moves):
             take_in(method, tensors, now, ok, momentum=method.keeps_momentum)
         if not how.moves:
             return ()
@@ -132,13 +132,13 @@ class Averaged(Kind):
             vector = corrected(tensors["exp_avg"], now.rho) if method.keeps_momentum else tensors["grad"]
             direction = method.direction(vector, buffers_of(method, tensors), now.options)
         y, ahead = tensors["y"], tensors["ahead"]
-        pull = y * (how.share * decay) if how.decays and not how.divide else None
+        pull = y * (how.interpolation * decay) if how.decays and not how.divide else None
         y.addcmul_(ahead, to_x)  # x
         ahead.addcmul_(zero_unless(ok, direction), reach, value=-1)
         if pull is not None:
             ahead.sub_(pull)
         elif how.decays:
-            ahead.addcmul_(y, how.share * decay, value=-1).div_(1 + decay)  # now it is β (z_{k+1} - x)
+            ahead.addcmul_(y, how.interpolation * decay, value=-1).div_(1 + decay)  # now it is β (z_{k+1} - x)
         y.addcmul_(ahead, to_y)
         ahead.mul_(kept)
         if how.stored != y.dtype:
@@ -165,7 +165,7 @@ class Averaged(Kind):
             averages = AverageState(*(torch.where(kept, value, 0.0) for value in averages))
             self.outside.after_step()
         found, settings = AveragedSums(*sums.unbind()), settings_of(groups[0])
-        taken = scalars.next_averaged_step(before, averages, given, found, beginning.usable, settings)
+        taken = scalars.next_averaged_step(before, averages, given, found, beginning.inputs_valid, settings)
         model, averages, update = taken
         MODEL.write(groups, model)
         AVERAGES.write(groups, averages)
@@ -177,14 +177,14 @@ class Averaged(Kind):
 
         y <- y - (1/β - 1) (z - y),    y <- y + (1/β - 1 + c) β (z - y),    z - y <- (1 - c) β (z - x)
         """
-        share, weight = bucket.group["averaging"], update.weight
+        interpolation, weight = bucket.group["averaging"], update.weight
         if bucket.start is not None:
             # The average of parameters that joined a running model is that of their own steps, weighted by their own k.
             # Steps never fall, so that this is less than w / Σ w for those that were there from the start.
-            weight = torch.where(update.ok, weight.maximum(2 / (now.step.to(weight) + 1)), weight)
-        back = update.ok.to(weight.dtype) * (1 / share - 1)
+            weight = torch.where(update.accepted, weight.maximum(2 / (now.step.to(weight) + 1)), weight)
+        back = update.accepted.to(weight.dtype) * (1 / interpolation - 1)
         factor, decay = update.factor.select(0, bucket.index), update.decay.select(0, bucket.index)
-        return -back, factor * share, decay, back + weight, 1 - weight, update.ok
+        return -back, factor * interpolation, decay, back + weight, 1 - weight, update.accepted
 
 
 # ---- The state ----
@@ -221,12 +221,12 @@ def write_iterates(groups: list[Group], state: Mapping[Tensor, dict[str, Tensor]
             roles = together.setdefault(key, {"param": [], "held": [], "ahead": []})
             for role, tensor in zip(roles, (p, held, state[p]["ahead"])):
                 roles[role].append(local(tensor))
-    for (device, _, alone, share), roles in together.items():
+    for (device, _, alone, interpolation), roles in together.items():
         wide = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         for piece in pieces(roles, wide):
             held = piece.read("held")
             if alone or not train:
-                held = held + (1 if train else -1) * (1 / share - 1) * piece.read("ahead")
+                held = held + (1 if train else -1) * (1 / interpolation - 1) * piece.read("ahead")
             piece.write("param", held)
 
 
@@ -250,19 +250,19 @@ def fit_iterates(
             that the average begins at the parameters as they are.
     """
     for group in groups:
-        share, keeps_momentum = group["averaging"], method_of(group, methods).keeps_momentum
+        interpolation, keeps_momentum = group["averaging"], method_of(group, methods).keeps_momentum
         for p in filter(state.__contains__, group["params"]):
             entry, held = state[p], p.detach()
             if probed:
                 entry.update(first_iterates(p))
             if "z" in entry:
                 z = entry.pop("z")
-                entry["ahead"] = z - entry["y"] if "y" in entry else (z - held) * (1 if trains else share)
+                entry["ahead"] = z - entry["y"] if "y" in entry else (z - held) * (1 if trains else interpolation)
             if p.dtype.itemsize >= 4:
                 entry.pop("y", None)
             elif "y" not in entry:
                 y = held.to(entry["ahead"].dtype, copy=True)
-                entry["y"] = y if trains else y.add_(entry["ahead"], alpha=1 / share - 1)
+                entry["y"] = y if trains else y.add_(entry["ahead"], alpha=1 / interpolation - 1)
             elif trains:  # what was written to the parameter since the state was saved counts
                 y = entry["y"]
                 entry["y"] = torch.where(held == y.to(p.dtype), y, held.to(y.dtype))
@@ -272,7 +272,7 @@ def fit_iterates(
                 entry.pop("exp_avg", None)
 
 
-def share_of(averaging: bool | float, default: float = SHARE) -> bool | float:
+def interpolation_of(averaging: bool | float, default: float = INTERPOLATION) -> bool | float:
     """β for the option `averaging`, or False; `default` where it is True.
 
     Raises:
@@ -290,7 +290,7 @@ def share_of(averaging: bool | float, default: float = SHARE) -> bool | float:
 
 def check_averaging(group: dict[str, Any]) -> None:
     """Raise a ValueError for an option of a parameter group that does not go with averaging."""
-    if not share_of(group["averaging"]):
+    if not interpolation_of(group["averaging"]):
         return
     if group.get("use_fstar", False):
         raise ValueError(

@@ -43,13 +43,13 @@ class AveragedStep(NamedTuple):
         factor: τ r_g per group, shape (groups,); 0 on a skipped step.
         decay: a_g = α_g λ_g per group, shape (groups,); 0 on a skipped step.
         weight: c, 0-dim, the weight of the new z in x; 0 on a skipped step.
-        ok: 0-dim bool, False where nothing may be changed.
+        accepted: 0-dim bool, False where nothing may be changed.
     """
 
     factor: Tensor
     decay: Tensor
     weight: Tensor
-    ok: Tensor
+    accepted: Tensor
 
 
 class AveragedSums(NamedTuple):
@@ -69,7 +69,7 @@ class AveragedSums(NamedTuple):
 
 
 def next_averaged_step(
-    model: ModelState, state: AverageState, given: Given, sums: AveragedSums, usable: Tensor, settings: Settings
+    model: ModelState, state: AverageState, given: Given, sums: AveragedSums, inputs_valid: Tensor, settings: Settings
 ) -> tuple[ModelState, AverageState, AveragedStep]:
     """From the loss and the inner products of step k to the step size and the weight of the new iterate.
 
@@ -78,7 +78,7 @@ def next_averaged_step(
         state: the averages after step k-1.
         given: the loss f(y), and what else the step is given.
         sums: the inner products.
-        usable: False, 0-dim, where it is known already that the step is to be dropped, see `acceptable`.
+        inputs_valid: False, 0-dim, where it is known already that the step is to be dropped, see `acceptable`.
         settings: the shared options. The decay is proximal with `divide`, z <- (z - τ r u) / (1 + a), the minimiser of the
             truncated model with decay; or at y, z <- z - τ r u - a y, as in schedule-free AdamW. `bias_correction` is for
             the loss in the logs alone.
@@ -107,7 +107,7 @@ def next_averaged_step(
     tau_max = state.tau_max.maximum(tau)
     weight = step * tau_max.square()  # w; the first iterates are far from where the last ones are
     weight_sum = state.weight_sum + weight
-    share = where(weight_sum > 0, weight / weight_sum, zero)  # c
+    fraction = where(weight_sum > 0, weight / weight_sum, zero)  # c
 
     new_model = model._replace(
         step=step,
@@ -121,12 +121,12 @@ def next_averaged_step(
     # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
     sources = [tau, decay.sum(), fed, norm, *(values.sum() for values in sums)]
     numbers = stack([*new_model, *new_state, *sources])
-    ok = all_finite(numbers) & usable
+    ok = all_finite(numbers) & inputs_valid
     old = stack([*model, *state])
     kept = where(ok, numbers.narrow(0, 0, len(old)), old).to(old.dtype).unbind()
     kept_model = ModelState(*kept[: len(model)])
     return (
         kept_model._replace(skipped=model.skipped + ok.logical_not()),
         AverageState(*kept[len(model) :]),
-        AveragedStep(where(ok, tau * ratio, zero), where(ok, decay, zero), where(ok, share, zero), ok),
+        AveragedStep(where(ok, tau * ratio, zero), where(ok, decay, zero), where(ok, fraction, zero), ok),
     )

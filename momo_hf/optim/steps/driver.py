@@ -106,7 +106,7 @@ def known_norm(given: Given, buckets: list[Bucket], layouts: Mapping[Layout | No
     return sum(norms[1:], norms[0]) if norms else torch.zeros_like(given.loss)
 
 
-def now_of(kind: Kind, bucket: Bucket, beginning: Beginning, known: bool, bare: bool) -> Now:
+def now_of(kind: Kind, bucket: Bucket, beginning: Beginning, finite_known: bool, bare: bool) -> Now:
     """The numbers of a step for the parameters of a bucket; `bare` without those that follow from k."""
     device, dtype = bucket.device, bucket.dtype
     step = beginning.step if bucket.start is None else beginning.step - bucket.start
@@ -117,7 +117,7 @@ def now_of(kind: Kind, bucket: Bucket, beginning: Beginning, known: bool, bare: 
         weight=beginning.weight.to(device, dtype),
         rho=debias(bucket.beta, step) if corrects and not bare else None,
         options=options if bare else options | method.corrections(step, options),
-        usable=beginning.usable.to(device) if known else None,
+        inputs_valid=beginning.inputs_valid.to(device) if finite_known else None,
     )
     if bare or not kind.looks_back:
         return now

@@ -56,9 +56,9 @@ class Beginning(NamedTuple):
     Attributes:
         step: k.
         weight: 1-β_k, the weight of its sample in the averages.
-        usable: whether the step can be taken, as far as is known.
+        inputs_valid: whether the step can be taken, as far as its inputs say; see `model.acceptable`.
     """
 
     step: Tensor
     weight: Tensor
-    usable: Tensor
+    inputs_valid: Tensor

@@ -21,18 +21,18 @@ class How(NamedTuple):
         moves: whether there are gradients; without, averages decay and parameters stay.
         decays: whether there is weight decay.
         divide: whether the decay is proximal.
-        known: whether it was decided before the first pass whether loss and gradients are finite, that is, `now.usable` is
-            given. Then the first pass writes averages and buffers, and otherwise the second.
+        finite_known: whether it was decided before the first pass whether loss and gradients are finite, that is,
+            `now.inputs_valid` is given. Then the first pass writes averages and buffers, and otherwise the second.
         stored: the dtype of the parameters.
-        share: β of y, with averaging.
+        interpolation: β of y, with averaging.
     """
 
     moves: bool
     decays: bool
     divide: bool
-    known: bool
+    finite_known: bool
     stored: torch.dtype
-    share: float
+    interpolation: float
 
 
 class Now(NamedTuple):
@@ -43,7 +43,7 @@ class Now(NamedTuple):
         weight: 1-β_k.
         rho: ρ_k, or None where it is 1.
         options: the method's hyperparameters, and what it derives from k.
-        usable: whether loss and gradients are finite, bool; None where nobody knows yet.
+        inputs_valid: whether loss and gradients are finite, bool; None where nobody knows yet.
         rho_before: ρ_{k-1}, for kinds that look back, or None.
         options_before: the options of step k-1, likewise.
     """
@@ -52,7 +52,7 @@ class Now(NamedTuple):
     weight: Tensor
     rho: Tensor | None
     options: Options
-    usable: Tensor | None
+    inputs_valid: Tensor | None
     rho_before: Tensor | None = None
     options_before: Options | None = None
 
@@ -160,7 +160,7 @@ class Kind(ABC):
             beside: the sum of what `beside` gave, 0-dim.
 
         Returns:
-            A NamedTuple with `factor`, the step sizes, shape (groups,) or 0-dim, and `ok`, 0-dim bool, at least.
+            A NamedTuple with `factor`, the step sizes, shape (groups,) or 0-dim, and `accepted`, 0-dim bool, at least.
         """
 
     @staticmethod

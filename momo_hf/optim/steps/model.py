@@ -75,12 +75,12 @@ class Step(NamedTuple):
     Attributes:
         factor: τ r_g per group, shape (groups,), the lr that Adam or SGD would have; 0 on a skipped step.
         decay: a_g = α_g λ_g per group, shape (groups,); 0 on a skipped step.
-        ok: 0-dim bool, False where nothing may be changed.
+        accepted: 0-dim bool, False where nothing may be changed.
     """
 
     factor: Tensor
     decay: Tensor
-    ok: Tensor
+    accepted: Tensor
 
 
 def debias(beta: float, step: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def with_drift(state: ModelState, moved: Tensor | None) -> ModelState:
 
 
 def next_step(
-    state: ModelState, given: Given, sums: Sums, strayed: Tensor, usable: Tensor, settings: Settings
+    state: ModelState, given: Given, sums: Sums, strayed: Tensor, inputs_valid: Tensor, settings: Settings
 ) -> tuple[ModelState, Step]:
     """Minimise the truncated model: from the loss and the inner products of step k to the step size.
 
@@ -132,7 +132,7 @@ def next_step(
         strayed: <d_{k-1}, x_k - x>, 0-dim, where x_k is what the parameters are and x what the last step made of them in
             exact arithmetic. It is taken in on a skipped step too; where it is not finite nothing is known, and it is
             left out.
-        usable: False, 0-dim, where it is known already that the step is to be dropped, see `acceptable`.
+        inputs_valid: False, 0-dim, where it is known already that the step is to be dropped, see `acceptable`.
         settings: the shared options.
 
     Returns:
@@ -187,7 +187,7 @@ def next_step(
     )
     # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
     numbers = stack([*new, tau, decay.sum(), fed, dual_norm.sum(), overlap.sum(), slope, sums.grad_norm_sq.sum()])
-    ok = all_finite(numbers) & usable
+    ok = all_finite(numbers) & inputs_valid
     old = stack(state)
     kept = ModelState(*where(ok, numbers.narrow(0, 0, len(new)), old).to(old.dtype).unbind())
     kept = kept._replace(skipped=state.skipped + ok.logical_not())

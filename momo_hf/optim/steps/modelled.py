@@ -29,7 +29,7 @@ MODEL = Record(ModelState)
 class Modelled(Kind):
     """x <- (x - τ u) / (1 + a) with u = direction(d̂), or AdamW's x <- (1 - a) x - τ u where not `divide`."""
 
-    SUMS = Sums._fields  # <d, u>, <d, x> where it decays, |g|² where not `known`
+    SUMS = Sums._fields  # <d, u>, <d, x> where it decays, |g|² where not `finite_known`
     LEFT = ("overlap", "lost")  # <d, x> after the step, and <d, what rounding x to its dtype added>
 
     def __init__(self) -> None:
@@ -42,22 +42,22 @@ class Modelled(Kind):
     @staticmethod
     def first_access(method: Method, how: How) -> Access:
         averages = ("exp_avg", *method.buffers)
-        return Access(("grad", *averages, *(("param",) if how.decays else ())), averages if how.known else ())
+        return Access(("grad", *averages, *(("param",) if how.decays else ())), averages if how.finite_known else ())
 
     @staticmethod
     def second_access(method: Method, how: How) -> Access:
-        averages, taken = ("exp_avg", *method.buffers), how.known and how.moves
+        averages, taken = ("exp_avg", *method.buffers), how.finite_known and how.moves
         reads = (*(() if taken else ("grad",)), *averages, "param")
         return Access(reads, (*(() if taken else averages), *(("param",) if how.moves else ())))
 
     @staticmethod
     def first(method: Method, tensors: Tensors, now: Now, how: How) -> tuple[Tensor, ...]:
         zero = zeros_like(now.weight)
-        if now.usable is None:
+        if now.inputs_valid is None:
             size = inner_product(tensors["grad"], tensors["grad"])
             momentum, buffers = averages_after(method, tensors, now)
         else:
-            take_in(method, tensors, now, now.usable)
+            take_in(method, tensors, now, now.inputs_valid)
             size, momentum, buffers = zero, tensors["exp_avg"], buffers_of(method, tensors)
         direction = method.direction(corrected(momentum, now.rho), buffers, now.options)  # u
         if method.costly:
@@ -73,7 +73,9 @@ class Modelled(Kind):
         method: Method, tensors: Tensors, now: Now, how: How, numbers: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         factor, decay, ok = numbers  # 0 unless ok; the direction may then be NaN
-        if not (how.known and how.moves):  # without gradients there was no first pass, and the averages take in 0
+        if not (
+            how.finite_known and how.moves
+        ):  # without gradients there was no first pass, and the averages take in 0
             take_in(method, tensors, now, ok)
         momentum, param = tensors["exp_avg"], tensors["param"]
         if how.moves:
@@ -99,13 +101,13 @@ class Modelled(Kind):
     def decide(self, groups: list[Group], given: Given, beginning: Beginning, sums: Tensor, beside: Tensor) -> Step:
         state = MODEL.read(groups)
         found, settings = Sums(*sums.unbind()), settings_of(groups[0])
-        state, update = scalars.next_step(state, given, found, beside, beginning.usable, settings)
+        state, update = scalars.next_step(state, given, found, beside, beginning.inputs_valid, settings)
         MODEL.write(groups, state)
         return update
 
     @staticmethod
     def numbers(update: Step, bucket: Bucket, now: Now) -> tuple[Tensor, ...]:
-        return update.factor.select(0, bucket.index), update.decay.select(0, bucket.index), update.ok
+        return update.factor.select(0, bucket.index), update.decay.select(0, bucket.index), update.accepted
 
     def finish(
         self,

@@ -66,12 +66,12 @@ class Ramp(Kind):
     @staticmethod
     def first_access(method: Method, how: How) -> Access:
         averages = ("exp_avg", *method.buffers)
-        return Access(("grad", *averages, *last_of(method)), averages if how.known else ())
+        return Access(("grad", *averages, *last_of(method)), averages if how.finite_known else ())
 
     @staticmethod
     def second_access(method: Method, how: How) -> Access:
         written = ("param", ORIGIN, "exp_avg", *method.buffers, *last_of(method))
-        return Access(written if how.known else ("grad", *written), written)
+        return Access(written if how.finite_known else ("grad", *written), written)
 
     @staticmethod
     def first(method: Method, tensors: Tensors, now: Now, how: How) -> tuple[Tensor, ...]:
@@ -81,10 +81,10 @@ class Ramp(Kind):
             before = corrected(tensors["exp_avg"], now.rho_before)
             before = method.direction(before, buffers_of(method, tensors), now.options_before or now.options)
         slope = inner_product(grad, before)
-        if now.usable is None:
+        if now.inputs_valid is None:
             momentum, buffers = averages_after(method, tensors, now)
         else:
-            take_in(method, tensors, now, now.usable)
+            take_in(method, tensors, now, now.inputs_valid)
             momentum, buffers = tensors["exp_avg"], buffers_of(method, tensors)
         momentum = corrected(momentum, now.rho)
         direction = method.direction(momentum, buffers, now.options)  # u_k
@@ -98,7 +98,7 @@ class Ramp(Kind):
     ) -> tuple[Tensor, ...]:
         size, ok, back, begins = numbers
         averages = {name: tensors[name] for name in ("exp_avg", *method.buffers)}
-        if not how.known:
+        if not how.finite_known:
             momentum, buffers = averages_after(method, tensors, now)
             new = {"exp_avg": momentum, **buffers}
             averages |= {name: torch.where(ok, value, tensors[name]) for name, value in new.items()}
@@ -122,7 +122,7 @@ class Ramp(Kind):
     def decide(self, groups: list[Group], given: Given, beginning: Beginning, sums: Tensor, beside: Tensor) -> Move:
         group, model = groups[0], MODEL.read(groups)
         slope, norm, sample = sums.sum(1).unbind()
-        norm = norm / beginning.usable  # not finite where the step is to be dropped, as for an `lr` that is NaN
+        norm = norm / beginning.inputs_valid  # not finite where the step is to be dropped, as for an `lr` that is NaN
         state, move = scalars.next_move(
             SEARCH.read(groups),
             given.loss,
@@ -139,7 +139,7 @@ class Ramp(Kind):
 
     @staticmethod
     def numbers(update: Move, bucket: Bucket, now: Now) -> tuple[Tensor, ...]:
-        return update.size, update.ok, update.back, update.begins
+        return update.size, update.accepted, update.back, update.begins
 
 
 # ---- The state ----

@@ -15,7 +15,7 @@ products, with u = D^{-1} d / ρ the direction of a step:
 
 The signal is strong where S has risen far above what noise makes of as many steps. Then its fall ends the search
 ("overshoot"). Without one a rise of `sample` does ("harm"), or losses that are not finite, or the end of the ramp. With
-α_end the size at the end, the cap is `SHARE √(α_S α_end)`.
+α_end the size at the end, the cap is `CAP_FACTOR √(α_S α_end)`.
 
 Everything here is arithmetic on 0-dim tensors and on vectors with one entry per step of the ramp: no parameters, no
 Python branch on a value.
@@ -44,9 +44,9 @@ FIRST = 12
 TINY = 1e-30
 # The median of the distance of two normal numbers is 0.95 standard deviations.
 MEDIAN_DISTANCE = 0.95
-# The cap as a share of √(α_S α_end); without a strong signal α_S is WEAK α_end, and where nothing was found at all the cap
+# The cap is CAP_FACTOR √(α_S α_end); without a strong signal α_S is WEAK α_end, and where nothing was found at all the cap
 # is at most FALLBACK times the first step size: 3e-4 for MoMo-Adam, which is an lr for fine-tuning.
-SHARE, WEAK, FALLBACK = 0.3, 0.1, 3e2
+CAP_FACTOR, WEAK, FALLBACK = 0.3, 0.1, 3e2
 # The first step size of a method without a preconditioner: this times (f - lb) / |g|², Polyak's step at the start.
 OF_POLYAK = 1e-4
 # Steps in a row that may be dropped before the ramp itself is to blame. A loss that is not finite counts for LOST of them:
@@ -100,13 +100,13 @@ class Move(NamedTuple):
 
     Attributes:
         size: α_k.
-        ok: whether to take in the gradient and to step; bool.
+        accepted: whether to take in the gradient and to step; bool.
         back: whether to go back to where the search began; bool.
         begins: whether the search begins here, so that this is where to go back to; bool.
     """
 
     size: Tensor
-    ok: Tensor
+    accepted: Tensor
     back: Tensor
     begins: Tensor
 
@@ -229,8 +229,8 @@ def verdict(state: SearchState, ok: Tensor) -> tuple[Tensor, Tensor]:
 
     end = size_of(state.start, k.clamp(min=1))
     turn = size_of(state.start, state.highest_step.clamp(min=1))  # α_S
-    cap = SHARE * (where(strong, turn, WEAK * end) * end).sqrt()
-    fallback = (SHARE * (turn * end).sqrt()).minimum(FALLBACK * state.start)
+    cap = CAP_FACTOR * (where(strong, turn, WEAK * end) * end).sqrt()
+    fallback = (CAP_FACTOR * (turn * end).sqrt()).minimum(FALLBACK * state.start)
     return reason, where(reason == NOTHING, fallback, cap)
 
 
