@@ -146,6 +146,16 @@ def test_the_averaged_step(data, groups, step, clip_factor, inputs_valid, **opti
     assert_step(ours, expected, update, expected_update, before, size_of([*before[1:], made.loss]))
 
 
+def test_without_momentum_an_average_is_its_last_sample():
+    state, averages = ModelState(*torch.zeros(9)), AverageState(*torch.tensor([1e3, 1e3, 0.0, 0.0]))
+    made = Given(torch.tensor(1.0), None, True, torch.tensor([1.0]), torch.zeros(1))
+    sums = AveragedSums(torch.tensor([1e-6]), *torch.zeros(3, 1))
+    found = scalars.next_averaged_step(
+        state, averages, made, sums, torch.tensor(True), Settings(0.0, 0.0, True, False, True)
+    )
+    assert (found[1].gap_avg, found[1].norm_avg) == (1.0, torch.tensor(1e-6))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("chosen", range(8))
 @pytest.mark.parametrize("averages", [False, True])

@@ -29,6 +29,12 @@ def minimum(x, y):
 
 
 @triton.jit
+def lerp(start, end, weight):
+    """From the nearer end, so that a weight of 1 gives all of `end` however large `start` is."""
+    return tl.where(weight < 0.5, start + weight * (end - start), end - (1 - weight) * (end - start))
+
+
+@triton.jit
 def flag(pointer):
     """A bool from memory."""
     return tl.load(pointer).to(tl.int32) != 0

@@ -7,7 +7,17 @@ and what has an entry per parameter group is a vector, filled up with zeros.
 import triton
 import triton.language as tl
 
-from momo_hf.optim.kernels.triton_math import LARGEST, average_weight, clamp, debias, every, finite, flag, minimum
+from momo_hf.optim.kernels.triton_math import (
+    LARGEST,
+    average_weight,
+    clamp,
+    debias,
+    every,
+    finite,
+    flag,
+    lerp,
+    minimum,
+)
 
 
 # The fields of `ModelState`, in their order, and those of `AverageState` after them.
@@ -128,7 +138,7 @@ def next_step(
     if clipped:
         fed = fstar + tl.load(clip_factor) * (f - fstar)
     loss_avg = tl.load(old + LOSS_AVG)
-    loss_avg += weight * (fed - loss_avg)
+    loss_avg = lerp(loss_avg, fed, weight)
     drift = (1.0 - weight) * old_drift
     n, s = n / rho, s / rho
     height = (loss_avg + drift) / rho
@@ -152,7 +162,7 @@ def next_step(
         moved = -(inner + tl.sum(s * a, 0))
     drift += rho * moved
     raw = tl.load(old + RAW_LOSS_AVG)
-    raw += weight * (f - raw)
+    raw = lerp(raw, f, weight)
 
     ok = finite(loss_avg) & finite(drift) & finite(fstar) & finite(polyak) & finite(raw)
     ok = ok & finite(tau) & finite(tl.sum(a, 0)) & finite(fed) & finite(tl.sum(n, 0)) & finite(tl.sum(s, 0))
@@ -216,10 +226,10 @@ def next_averaged_step(
         fed = fstar + tl.load(clip_factor) * (f - fstar)
     gap = clamp(fed - fstar + tl.sum(step_ahead, 0) - tl.sum(shrinks * s, 0), 0.0)
     gap_avg = tl.load(old + GAP_AVG)
-    gap_avg += (1 - beta) * (gap - gap_avg)
+    gap_avg = lerp(gap_avg, gap, 1 - beta)
     norm = tl.sum(ratio * (1 - shrinks) * n, 0)
     norm_avg = tl.load(old + NORM_AVG)
-    norm_avg += (1 - beta) * (norm - norm_avg)
+    norm_avg = lerp(norm_avg, norm, 1 - beta)
     moves = norm_avg > 0
     polyak = minimum(tl.where(moves, gap_avg / norm_avg, 0.0), LARGEST)
     tau = tl.where(moves, minimum(polyak, cap), 0.0)
@@ -228,7 +238,7 @@ def next_averaged_step(
     weight_sum = tl.load(old + WEIGHT_SUM) + weight
     c = tl.where(weight_sum > 0, weight / weight_sum, 0.0)
     raw = tl.load(old + RAW_LOSS_AVG)
-    raw += average_weight(step, beta, bias_correction) * (f - raw)
+    raw = lerp(raw, f, average_weight(step, beta, bias_correction))
 
     ok = finite(polyak) & finite(raw) & finite(gap_avg) & finite(norm_avg) & finite(tau_max) & finite(weight_sum)
     ok = (
