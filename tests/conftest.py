@@ -1,4 +1,4 @@
-"""Shared set-up: no network, one thread per process, nothing written outside tmp_path; and which tests are fast."""
+"""Shared set-up: no network, one thread per process, nothing written outside tmp_path; which tests are fast, and come last."""
 
 import os
 
@@ -27,6 +27,7 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOW))  # so that both processes end at the same time
     for item in items:
         if not item.nodeid.startswith(SLOW) and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.fast)
