@@ -65,8 +65,9 @@ def momo_metrics(optimizer: Any) -> dict[str, float]:
     effective_lr, cap, polyak_lr, fstar, loss_avg, step, skipped = values
     beta = group["beta"] if "beta" in group else group["betas"][0]
     rho = 1 - beta**step if group["bias_correction"] and step > 0 else 1.0
-    if optimizer.searching and (losses := optimizer.search.losses):
-        loss_avg, rho, polyak_lr = losses[-1], 1.0, effective_lr
+    # During a search, and at its last step, there is no average yet.
+    if step == 0 and (search := optimizer.search) is not None and search.losses:
+        loss_avg, polyak_lr = search.losses[-1], effective_lr
     return {
         "momo/effective_lr": effective_lr,
         "momo/cap": cap,

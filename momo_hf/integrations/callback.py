@@ -106,7 +106,7 @@ class MomoCallback(TrainerCallback):
         steps, capped = (now - before for now, before in zip(counts, self._before))
         self._before = counts
         metrics["momo/capped"] = capped / steps if steps else 0.0
-        if not optimizer.searching:
+        if counts[0]:  # none during a search
             self._effective_lrs.append(metrics["momo/effective_lr"])
         if (optimizer.averages or optimizer.search is not None) and "learning_rate" in logs:
             # The schedule's number lacks the warmup after a search, and has a decay that an average does not follow.

@@ -143,6 +143,18 @@ def test_logs_show_the_ramp_and_nothing_is_said_of_a_learning_rate(tmp_path, cap
     )
 
 
+def test_the_last_step_of_a_search_is_shown_as_one(tmp_path, caplog):
+    """After it there is no average of losses yet, and the longest step of all is not one of training."""
+    with caplog.at_level(logging.WARNING, logger="momo_hf"):
+        trainer = train(tmp_path, logging_steps=1)
+    rows = [entry for entry in trainer.state.log_history if "momo/cap" in entry]
+    search = trainer.optimizer.search
+    last, training = rows[search.steps - 1], [row["momo/effective_lr"] for row in rows[search.steps :]]
+    assert last["momo/loss_avg"] == pytest.approx(search.losses[-1])
+    assert last["momo/polyak_lr"] == last["momo/effective_lr"] == last["momo/cap"] > max(training)
+    assert f"from {min(training):.2e} to {max(training):.2e}" in caplog.text
+
+
 def test_the_summary_is_of_training_and_not_of_the_search(tmp_path, caplog):
     """The step sizes of a search begin at 1e-6."""
     with caplog.at_level(logging.WARNING, logger="momo_hf"):
