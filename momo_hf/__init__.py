@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from momo_hf.integrations.smoothing import label_smoothing_bound
     from momo_hf.integrations.transformers import MomoTrainer, MomoTrainerMixin, momo_kwargs
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Method",

@@ -149,5 +149,7 @@ def test_everything_public_can_be_had():
 def test_the_version_is_one():
     assert importlib.metadata.version("momo-hf") == momo_hf.__version__
     assert str(yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]) == momo_hf.__version__
-    assert f"\n## {momo_hf.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    number, _, development = momo_hf.__version__.partition(".dev")
+    heading = (ROOT / "CHANGELOG.md").read_text().partition("\n## ")[2].splitlines()[0]
+    assert heading.startswith(f"{number}, ") and ("not released yet" in heading) == bool(development)
     assert (Path(momo_hf.__file__).parent / "py.typed").is_file()
