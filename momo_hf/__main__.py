@@ -50,6 +50,9 @@ def main() -> None:
     arguments = sys.argv[1:]
     is_module = arguments[:1] == ["-m"]
     sys.argv = arguments[is_module:]
+    if sys.argv[:1] in (["-h"], ["--help"]):
+        sys.stdout.write(str(__doc__))
+        sys.exit()
     if not sys.argv or sys.argv[0].startswith("-"):
         fail(__doc__)
     sys.modules["__main__"] = main = types.ModuleType("__main__")

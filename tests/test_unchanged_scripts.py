@@ -127,6 +127,8 @@ def test_what_cannot_be_run_is_said(folder):
     for line in ((), ("--optim", "momo")):
         nothing = run(folder, "-m", "momo_hf", *line)
         assert nothing.returncode == 2 and "python -m momo_hf SCRIPT.py" in nothing.stderr
+    asked = run(folder, "-m", "momo_hf", "--help")
+    assert (asked.returncode, asked.stderr) == (0, "") and "python -m momo_hf SCRIPT.py" in asked.stdout
 
 
 @pytest.mark.parametrize(
