@@ -1,5 +1,6 @@
 """Shared set-up: no network, one thread per process, nothing written outside tmp_path; which tests are fast, and come last."""
 
+import gc
 import os
 
 import pytest
@@ -31,6 +32,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if not item.nodeid.startswith(SLOW) and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.fast)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_is_there_stays():
+    """A Trainer has all garbage collected, and looking at what packages made when they were imported takes longer than a test."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # or packages count what is left at the end, and tell
 
 
 @pytest.fixture
