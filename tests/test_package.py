@@ -16,9 +16,9 @@ from tests.processes.start import run
 ROOT = Path(__file__).parents[1]
 
 
-# Every module of ours is imported by a fork that has none of them, but what takes long to import.
-IMPORT_EACH = """
-import importlib, json, os, sys
+# Runs every code in a fork that has nothing of ours, but what takes long to import. Prints JSON: its output, None if it failed.
+IN_FORKS = """
+import gc, importlib, json, os, sys, tempfile
 
 def load(name):
     try:
@@ -27,24 +27,57 @@ def load(name):
         if error.name.split(".")[0] == "momo_hf":
             raise
 
-failed = []
-for others, ours in json.loads(sys.argv[1]):
+gc.disable()
+outputs = []
+for others, codes in json.loads(sys.argv[1]):
     for name in others:
         load(name)
-    for name in ours:
-        if (child := os.fork()) == 0:
-            load(name)
-            os._exit(0)
-        if os.waitpid(child, 0)[1] != 0:
-            failed.append(name)
-sys.exit(failed or 0)
+    assert "momo_hf" not in sys.modules
+    gc.freeze()  # pages that nobody writes stay shared
+    for code in codes:
+        with tempfile.TemporaryFile("w+") as file:
+            if (child := os.fork()) == 0:
+                os.dup2(file.fileno(), 1)
+                exec(code, {"load": load})
+                sys.stdout.flush()
+                os._exit(0)
+            failed = os.waitpid(child, 0)[1]
+            file.seek(0)
+            outputs.append(None if failed else file.read())
+print(json.dumps(outputs))
 """
+# accelerate and transformers are not there where momo_hf.integrations begins: importing them has us called back.
+BEFORE = [
+    "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor",
+    "numpy", "datasets", "huggingface_hub", "matplotlib.figure", "scipy.stats", "sklearn.metrics",
+]  # fmt: skip
+AFTER = ["accelerate", "transformers.trainer", "diffusers", "evaluate", "optuna", "sacrebleu"]
+FIRST = [
+    "import importlib.util, momo_hf; importlib.util.find_spec('accelerate'); import accelerate",
+    "import momo_hf; from transformers import Seq2SeqTrainer; import accelerate",
+    "import accelerate; from transformers import Trainer; import momo_hf",
+    "from momo_hf import MomoSeq2SeqTrainer; import accelerate",
+    "from momo_hf import label_smoothing_bound; import accelerate",
+    "import momo_hf.integrations.model_card; import accelerate",
+]
 
 
 def python(code, *arguments, **options):
     result = run("-c", code, *arguments, cold=True, **options)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    """What every code printed."""
+    names = [module.name for module in pkgutil.walk_packages(momo_hf.__path__, "momo_hf.")]
+    recipes = [name for name in names if name.startswith("momo_hf.recipes")]
+    early = [*map(wired, FIRST), NO_EFFECT, *(f"load({name!r})" for name in sorted({*names} - {*recipes}))]
+    stages = [(BEFORE, early), (AFTER, [f"load({name!r})" for name in recipes])]
+    single = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # pyarrow's thread would not survive the forks
+    shown = python(IN_FORKS, json.dumps(stages), environment=single)
+    return dict(zip([*early, *stages[1][1]], json.loads(shown), strict=True))
 
 
 def test_the_optimizers_import_torch_and_nothing_else():
@@ -80,42 +113,29 @@ except ImportError as error:
     assert shown.split() == ["True", "True", "transformers"]
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import importlib.util, momo_hf; importlib.util.find_spec('accelerate'); import accelerate",
-        "import momo_hf; from transformers import Seq2SeqTrainer; import accelerate",
-        "import accelerate; from transformers import Trainer; import momo_hf",
-        "from momo_hf import MomoSeq2SeqTrainer; import accelerate",
-        "from momo_hf import label_smoothing_bound; import accelerate",
-        "import momo_hf.integrations.model_card; import accelerate",
-    ],
-)
-def test_names_and_wiring_are_there_whatever_is_imported_first(code):
-    shown = python(f"""
+def wired(code):
+    return f"""
+import sys
+assert not {{"accelerate", "transformers"}} & set(sys.modules)
 {code}
 from transformers import Trainer, TrainingArguments
 args = TrainingArguments("out", optim="momo_adam", use_cpu=True)
 print(Trainer.get_optimizer_cls_and_kwargs(args)[0].__name__, accelerate.Accelerator.backward.wrapper)
-""")
-    assert shown.split() == ["MomoAdam", "momo_hf.integrations.accelerate._backward"]
+"""
 
 
-def test_every_module_can_be_imported_first():
-    names = [module.name for module in pkgutil.walk_packages(momo_hf.__path__, "momo_hf.")]
-    recipes = [name for name in names if name.startswith("momo_hf.recipes")]
-    torch = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"]
-    # accelerate and transformers are not there where momo_hf.integrations begins: importing them has us called back.
-    before = ["numpy", "datasets", "huggingface_hub", "matplotlib.figure", "scipy.stats", "sklearn.metrics"]
-    after = ["accelerate", "transformers.trainer", "diffusers", "evaluate", "optuna", "sacrebleu"]
-    stages = [([*torch, *before], sorted({*names} - {*recipes})), (after, recipes)]
-    assert all(ours for _, ours in stages)
-    single = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # pyarrow's thread would not survive the forks
-    python(IMPORT_EACH, json.dumps(stages), environment=single)
+@pytest.mark.parametrize("code", FIRST)
+def test_names_and_wiring_are_there_whatever_is_imported_first(outputs, code):
+    assert outputs[wired(code)].split() == ["MomoAdam", "momo_hf.integrations.accelerate._backward"]
 
 
-def test_modules_have_no_effect_until_they_are_installed():
-    shown = python("""
+def test_every_module_can_be_imported_first(outputs):
+    imports = {code: shown for code, shown in outputs.items() if code.startswith("load(")}
+    assert {"load('momo_hf.optim.momo_adam')", "load('momo_hf.recipes.loop')"} < imports.keys()
+    assert not [code for code, shown in imports.items() if shown is None]
+
+
+NO_EFFECT = """
 import importlib, pkgutil, sys
 import momo_hf.integrations
 
@@ -136,8 +156,11 @@ momo_hf.integrations.install()
 first = Accelerator.backward
 momo_hf.integrations.install()
 print(*wired(), Accelerator.backward is first, sys.meta_path.count(momo_hf.integrations._WATCH))
-""")
-    assert shown.splitlines() == ["False False False False", "True True True True True 1"]
+"""
+
+
+def test_modules_have_no_effect_until_they_are_installed(outputs):
+    assert outputs[NO_EFFECT].splitlines() == ["False False False False", "True True True True True 1"]
 
 
 def test_everything_public_can_be_had():
