@@ -30,7 +30,7 @@ class Muon(Method):
 
     def direction(self, vector: Tensor, buffers: Buffers, options: Options) -> Tensor:
         matrices = vector.flatten(2)
-        return polar(matrices, RMS * math.sqrt(max(matrices.shape[1:]))).view(vector.shape)
+        return polar(matrices, length(matrices)).view(vector.shape)
 
     def sample(self, grad: Tensor, momentum: Tensor, buffers: Buffers, options: Options) -> Tensor:
         """The sum of |g|²_F / |d̂|_F: the direction does not grow with the gradient, so what it is measured by has to stand
@@ -43,7 +43,7 @@ class Muon(Method):
 def polar(matrices: Tensor, factor: float = 1.0) -> Tensor:
     """The polar factors of a batch of matrices, by five Newton-Schulz steps; 0 where a matrix is 0.
 
-    X_0 = M / |M|_F, by its largest entry first, so that no square is too small for its dtype;  A = X Xᵀ,  X <- a X + (b A + c A²) X, on the smaller side.
+    X_0 = M / |M|_F, by its largest entry first, so that no square is too small for its dtype.
 
     Args:
         matrices: shape (matrices, rows, columns).
@@ -52,21 +52,30 @@ def polar(matrices: Tensor, factor: float = 1.0) -> Tensor:
     Returns:
         A new tensor of the same shape and dtype.
     """
-    a, b, c = COEFFICIENTS
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    tiny = torch.finfo(x.dtype).tiny
-    x = x / torch.linalg.vector_norm(x, torch.inf, (1, 2), keepdim=True).clamp(min=tiny)
+    tiny = torch.finfo(matrices.dtype).tiny
+    x = matrices / torch.linalg.vector_norm(matrices, torch.inf, (1, 2), keepdim=True).clamp(min=tiny)
     norms = torch.linalg.matrix_norm(x, keepdim=True).clamp(min=tiny)
-    x = torch.div(x, norms, out=torch.empty_like(x, dtype=product_dtype(x)))  # X_0
+    x = torch.div(x, norms, out=matrices.new_empty(matrices.shape, dtype=product_dtype(matrices)))  # X_0
+    five_steps(x, factor)
+    return x.to(matrices.dtype)
+
+
+def five_steps(matrices: Tensor, factor: float) -> None:
+    """Newton-Schulz steps from X_0, in place:  A = X Xᵀ,  X <- a X + (b A + c A²) X, on the smaller side.
+
+    Args:
+        matrices: X_0, shape (matrices, rows, columns), contiguous, in the dtype to multiply in.
+        factor: what X_5 is multiplied by.
+    """
+    a, b, c = COEFFICIENTS
+    x = out = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     if x.dtype != torch.bfloat16 and x.shape[2] >= 2 * x.shape[1]:
-        x = torch.bmm(polynomial(torch.bmm(x, x.mT)), x)
-    else:
-        for _ in range(STEPS):
-            gram = torch.bmm(x, x.mT)  # A
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    found = matrices.new_empty(matrices.shape)
-    return torch.mul(x.mT if tall else x, factor, out=found)
+        torch.mul(torch.bmm(polynomial(torch.bmm(x, x.mT)), x), factor, out=out)
+        return
+    for size, place in ((STEPS - 1) * [(1.0, None)]) + [(factor, out)]:
+        gram = torch.bmm(x, x.mT)  # A
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, gram, x, beta=a * size, alpha=size, out=place)
 
 
 def polynomial(gram: Tensor) -> Tensor:
@@ -80,13 +89,22 @@ def polynomial(gram: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     product: Tensor | None = None
     for step in range(STEPS):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)  # P
-        product = factor if product is None else torch.bmm(factor, product)
+        rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # P - a I
         if step < STEPS - 1:
-            gram = torch.bmm(torch.bmm(factor, gram), factor)
+            gram = torch.baddbmm(gram, rest, gram, beta=a)
+            gram = torch.baddbmm(gram, gram, rest, beta=a)
+        if product is None:
+            product = rest
+            product.diagonal(dim1=1, dim2=2).add_(a)
+        else:
+            product = torch.baddbmm(product, rest, product, beta=a)
     assert product is not None
     return product
+
+
+def length(matrices: Tensor) -> float:
+    """What polar factors are multiplied by, for a step of the size of Adam's."""
+    return RMS * math.sqrt(max(matrices.shape[1:]))
 
 
 def product_dtype(like: Tensor) -> torch.dtype:
