@@ -12,12 +12,13 @@ import pytest
 import torch
 import triton
 
-from momo_hf.optim import Momo, MomoAdam, kernels
+from momo_hf.optim import Momo, MomoAdam, MomoMuon, kernels
 from momo_hf.optim.kernels import (
     launch,
     multi_tensor,
     triton_averaged,
     triton_model,
+    triton_muon,
     triton_passes,
     triton_ramp,
     triton_search,
@@ -47,7 +48,7 @@ to_triton = multi_tensor.triton_dtype
 def launches(device: Device, monkeypatch, tmp_path):
     """Every launch from here on, as kernel, arguments and constants."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for module in (triton_passes, triton_averaged, triton_ramp, triton_model, triton_search):
+    for module in (triton_passes, triton_averaged, triton_ramp, triton_muon, triton_model, triton_search):
         monkeypatch.setattr(kernels, module.__name__.rpartition(".")[2], module)
     monkeypatch.setattr(multi_tensor, "triton_dtype", to_triton)
     made = []
@@ -71,9 +72,11 @@ def machine_code(kernel: Any, arguments: tuple, constants: dict[str, Any], capab
     return built.asm["ptx"]
 
 
-def elements(code: str, access: str) -> int:
-    """How many elements of 4 bytes a block of threads reads ("ld") or writes ("st") in 16 bytes at a time."""
-    return THREADS * 4 * len(re.findall(rf"\b{access}\.global(?:\.\w+)*\.v4\.[bf]32", code))
+def elements(code: str, access: str, together: str = "v4") -> int:
+    """How many elements of 4 bytes a block of threads reads ("ld") or writes ("st") in 16 bytes at a time; or ("v2") of 2
+    bytes in 8.
+    """
+    return THREADS * 4 * len(re.findall(rf"\b{access}\.global(?:\.\w+)*\.{together}\.[bf]32", code))
 
 
 @pytest.mark.parametrize("capability, clipped", [(80, True), (90, False)])
@@ -131,6 +134,30 @@ def test_nobody_knows_whether_the_gradients_are_finite(device: Device, launches,
     codes = [machine_code(*made, 90) for made in launches if "aligned" in made[2]]
     found = [(elements(code, "ld") / BLOCK, elements(code, "st") / BLOCK) for code in codes]
     assert found == [first, second]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("kind", ["modelled", "averaged", "ramp"])
+def test_matrices_of_muon(device: Device, launches, kind, known, monkeypatch):
+    """X_0 and u are in bfloat16; the passes have read and written all else as they do for Momo, and the momentum too."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **given: True)
+    if not known:
+        monkeypatch.setattr(driver, "known_norm", lambda *given: None)
+    groups = [{"params": device.parameters([(64, 40), (32, 32), (3, 3)]), "method": "muon", "weight_decay": 0.1}]
+    stepper(MomoMuon, groups, known, **KINDS[kind][0])
+    found: dict[str, list[float]] = {}
+    for made in launches:
+        code, name = machine_code(*made, 90), made[0].fn.__name__
+        if made[2].get("aligned"):
+            ways = [(access, together) for together in ("v4", "v2") for access in ("ld", "st")]
+            found[name] = [elements(code, *way) / BLOCK for way in ways]
+    first, second = {
+        "modelled": ([3, known, 1, 0], [2 + (not known), 1 + (not known), 1, 0]),
+        "averaged": ([4, known, 1, 0], [2 + 2 * (not known), 2 + (not known), 1, 0]),
+        "ramp": ([3, known, 1, 0], [3 + (not known), 4, 1, 0]),
+    }[kind]
+    expected = {"sizes": [2, 0, 0, 0], "scaled": [2, 0, 0, 1], "first_pass": first, "second_pass": second}
+    assert found == expected
 
 
 def test_parameters_that_join_a_running_average_compile(device: Device, launches):

@@ -21,6 +21,7 @@ from scripts.counted import Counted
 PASSES = ("first_pass", "second_pass")
 KERNELS = {
     **dict.fromkeys(("triton_passes", "triton_averaged", "triton_ramp"), PASSES),
+    "triton_muon": ("sizes", "norms", "scaled"),
     "triton_model": ("begin", "next_step", "next_averaged_step"),
     "triton_search": ("next_move",),
 }

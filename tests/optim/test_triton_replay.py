@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from momo_hf.optim import Momo, MomoAdam
+from momo_hf.optim import Momo, MomoAdam, MomoMuon
 from momo_hf.optim.kernels import launch, table
 from momo_hf.optim.kernels.fused import Fused
 from scripts.counted import tensors_in
@@ -80,6 +80,11 @@ class Training:
         for p in self.params:
             p.grad = torch.zeros_like(p)
         groups = [{"params": self.params[:2], "weight_decay": 0.1}, {"params": self.params[2:]}]
+        if cls is MomoMuon:
+            groups = [
+                {"params": self.params[::2], "weight_decay": 0.1, "method": "muon"},
+                {"params": self.params[1::2]},
+            ]
         self.optimizer = cls(groups, **options)
         self.loss, self.clip_factor, *self.lrs = (torch.ones(()) for _ in range(4))
         for group, lr in zip(self.optimizer.param_groups, self.lrs):
@@ -115,8 +120,19 @@ class Training:
         (Momo, {"averaging": True}),
         (MomoAdam, {"averaging": True}),
         (MomoAdam, {"averaging": 0.5, "divide": False}),
+        (MomoMuon, {}),
+        (MomoMuon, {"averaging": True}),
     ],
-    ids=["Momo", "MomoAdam", "options", "Momo, averaging", "averaging", "averaging, options"],
+    ids=[
+        "Momo",
+        "MomoAdam",
+        "options",
+        "Momo, averaging",
+        "averaging",
+        "averaging, options",
+        "Muon",
+        "Muon, averaging",
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_replays_of_a_step_are_the_steps(record, cls, options, dtype):
@@ -128,8 +144,9 @@ def test_replays_of_a_step_are_the_steps(record, cls, options, dtype):
         training.fill(2)
     recording = record(ours.step)
     launches = [call for call in recording.calls if call[0] is launch.launch]
-    # Two for the scalars; two for the first group, and four for the other, where one tensor is aligned and one is not.
-    assert len(launches) == 2 + 2 + 4
+    # Two for the scalars. Of the passes two where no tensor is aligned, and four where one is and one is not.
+    muon = cls is MomoMuon  # a matrix is aligned and one is not, and so it is with X_0; no other is
+    assert len(launches) == 2 + (4 + 5 + 2 if muon else 2 + 4)
     expected.step()
     for step in range(3, 9):
         for training in (ours, expected):

@@ -18,7 +18,7 @@ class Tables(NamedTuple):
     """Where the tensors of a bucket are, on their device.
 
     Attributes:
-        places: a row per tensor: its size and the addresses of its roles.
+        places: a row per tensor: its size, the addresses of its roles and its first block.
         blocks: a row per block: its tensor, and where in it the block begins.
         aligned: the number of the first blocks, whose tensors can be read and written in 16 bytes at a time, in float32.
     """
@@ -41,10 +41,11 @@ def tables_of(
         device: where they are.
         block: elements of a block.
     """
-    rows = list(zip(sizes, *columns))
-    odd = [size % 4 != 0 or any(address % 16 for address in addresses) for size, *addresses in rows]
+    odd = [size % 4 != 0 or any(address % 16 for address in addresses) for size, *addresses in zip(sizes, *columns)]
     starts = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, block)]
     starts.sort(key=lambda place: odd[place[0]])
+    first = {i: row for row, (i, start) in enumerate(starts) if start == 0}
+    rows = [(*row, first.get(i, 0)) for i, row in enumerate(zip(sizes, *columns))]
     places = torch.tensor(rows, dtype=torch.int64, device=device)
     blocks = torch.tensor(starts, dtype=torch.int64, device=device).view(-1, 2)
     return Tables(places, blocks, sum(not odd[i] for i, _ in starts))
@@ -75,20 +76,26 @@ class MultiTensor(Plain):
 
     @cached_property
     def tables(self) -> Tables:
-        roles = self.bucket.roles
-        sizes = tuple(map(Tensor.numel, roles["param"]))
-        nowhere = (0,) * len(sizes)
-        columns = [tuple(t.data_ptr() for t in roles[role]) if role in roles else nowhere for role in self.columns]
-        return tables_of(tuple(columns), sizes, self.bucket.device, self.block)
+        sizes = tuple(map(Tensor.numel, self.bucket.roles["param"]))
+        return tables_of(tuple(map(self.column, self.columns)), sizes, self.bucket.device, self.block)
+
+    def column(self, role: str) -> tuple[int, ...]:
+        """Where the tensors of a role are."""
+        return tuple(t.data_ptr() for t in self.bucket.roles.get(role, ())) or (0,) * len(self.bucket.roles["param"])
+
+    @property
+    def directions(self) -> Tensor:  # type: ignore[override]  # of all pieces, not a tensor for each
+        """Where a costly method has its directions; for others a tensor that is not read."""
+        return self.tables.places
 
     @cached_property
-    def adam(self) -> dict[str, Any]:
-        """What the code for a method with v, or without, is made for."""
-        options = self.bucket.options
+    def constants(self) -> dict[str, Any]:
+        """What the code for a method is made for: with v, without, or with a direction that is made before."""
+        how = {"adam": bool(self.method.buffers), "costly": self.method.costly, "finite_known": self.how.finite_known}
         if not self.method.buffers:
-            return {"beta2": 0.0, "log_beta2": 0.0, "eps": 0.0, "adam": False}
-        beta2 = options["betas"][1]
-        return {"beta2": beta2, "log_beta2": log_of(beta2), "eps": options["eps"], "adam": True}
+            return how | {"beta2": 0.0, "log_beta2": 0.0, "eps": 0.0}
+        beta2 = self.bucket.options["betas"][1]
+        return how | {"beta2": beta2, "log_beta2": log_of(beta2), "eps": self.bucket.options["eps"]}
 
     @cached_property
     def momentum(self) -> dict[str, Any]:
@@ -107,22 +114,26 @@ class MultiTensor(Plain):
         return self.now.step if self.now.inputs_valid is None else self.now.inputs_valid
 
     def run(self, kernel: Any, width: int, *numbers: Tensor, **how: Any) -> Tensor:
-        """Run a pass over all blocks; the sums over them, shape (width,)."""
+        """Run a pass; its sums over all blocks, shape (width,)."""
+        sums = self.over_blocks(kernel, width, *numbers, **how, **self.constants)
+        return sums.sum(0) if width else sums.view(0)
+
+    def over_blocks(self, kernel: Any, width: int, *numbers: Tensor, **how: Any) -> Tensor:
+        """Run a kernel over all blocks; what it finds in them, shape (blocks, width)."""
         tables = self.tables
         counts = [tables.aligned, len(tables.blocks) - tables.aligned]
         sums = self.now.weight.new_empty(len(tables.blocks), width)
         for aligned, blocks, found in zip((True, False), tables.blocks.split(counts), sums.split(counts)):
             if len(blocks):
-                given = (tables.places, blocks, found) if width else (tables.places, blocks)
-                how |= self.adam | {"finite_known": self.how.finite_known, "aligned": aligned, "block": self.block}
-                launch.launch(kernel, len(blocks), *given, *numbers, **how)
-        return sums.sum(0) if width else sums.view(0)
+                given = (tables.places, blocks, self.directions, *((found,) if width else ()), *numbers)
+                launch.launch(kernel, len(blocks), *given, **how, aligned=aligned, block=self.block)
+        return sums
 
 
 class MultiTensorModelled(MultiTensor):
     """The paper's step."""
 
-    columns = ("param", "grad", "exp_avg_sq", "exp_avg", "")
+    columns = ("param", "grad", "exp_avg_sq", "exp_avg", "", "")
 
     def first(self) -> Tensor:
         from momo_hf.optim.kernels import triton_passes
@@ -144,7 +155,7 @@ class MultiTensorModelled(MultiTensor):
 class MultiTensorAveraged(MultiTensor):
     """The step that averages."""
 
-    columns = ("param", "grad", "exp_avg_sq", "ahead", "y")
+    columns = ("param", "grad", "exp_avg_sq", "exp_avg", "ahead", "y")
 
     def numbers(self, update: Any) -> tuple[Tensor, ...]:
         """What the kernel makes the numbers of the second pass from."""
@@ -156,7 +167,8 @@ class MultiTensorAveraged(MultiTensor):
         from momo_hf.optim.kernels import triton_averaged
 
         how = {"grad_dtype": self.types["grad_dtype"], "shrinks": self.how.decays and self.how.divide}
-        return self.run(triton_averaged.first_pass, len(self.kind.SUMS), self.now.step, self.inputs_valid, **how)
+        numbers = (self.now.step, self.now.weight, self.inputs_valid)
+        return self.run(triton_averaged.first_pass, len(self.kind.SUMS), *numbers, **how)
 
     def second(self, numbers: tuple[Tensor, ...]) -> Tensor:
         from momo_hf.optim.kernels import triton_averaged
@@ -164,7 +176,7 @@ class MultiTensorAveraged(MultiTensor):
         interpolation = self.how.interpolation
         how = self.types | {"decays": self.how.decays, "divide": self.how.divide}
         how |= {"interpolation": interpolation, "to_x": 1 / interpolation - 1, "late": self.bucket.start is not None}
-        found = self.run(triton_averaged.second_pass, 0, self.now.step, *numbers, **how)
+        found = self.run(triton_averaged.second_pass, 0, self.now.step, self.now.weight, *numbers, **how)
         torch.autograd.graph.increment_version(self.bucket.roles["param"])
         return found
 
@@ -172,7 +184,7 @@ class MultiTensorAveraged(MultiTensor):
 class MultiTensorRamp(MultiTensor):
     """A step of the search."""
 
-    columns = ("param", "grad", "exp_avg_sq", "exp_avg", "origin")
+    columns = ("param", "grad", "exp_avg_sq", "exp_avg", "origin", "last_direction")
 
     def first(self) -> Tensor:
         from momo_hf.optim.kernels import triton_ramp

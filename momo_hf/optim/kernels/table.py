@@ -14,8 +14,10 @@ from momo_hf.optim.kernels.fused_steps import (
     FusedMomentumModelled,
 )
 from momo_hf.optim.kernels.multi_tensor import MultiTensorAveraged, MultiTensorModelled, MultiTensorRamp
+from momo_hf.optim.kernels.multi_tensor_muon import MuonAveraged, MuonModelled, MuonRamp
 from momo_hf.optim.kernels.plain import Plain
 from momo_hf.optim.method import Method
+from momo_hf.optim.muon import Muon
 from momo_hf.optim.steps.averaged import Averaged
 from momo_hf.optim.steps.kind import Kind
 from momo_hf.optim.steps.modelled import Modelled
@@ -54,6 +56,9 @@ TABLE: tuple[Entry, ...] = (
     *(Entry(MultiTensorModelled, Modelled, method) for method in (Method, Adam)),
     *(Entry(MultiTensorAveraged, Averaged, method) for method in (Method, Adam)),
     *(Entry(MultiTensorRamp, Ramp, method) for method in (Method, Adam)),
+    Entry(MuonModelled, Modelled, Muon),
+    Entry(MuonAveraged, Averaged, Muon),
+    Entry(MuonRamp, Ramp, Muon),
     Entry(Plain),
 )
 

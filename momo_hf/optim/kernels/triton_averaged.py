@@ -5,13 +5,15 @@ import triton.language as tl
 
 from momo_hf.optim.kernels.triton_math import flag
 from momo_hf.optim.kernels.triton_tensors import (
-    AVERAGE,
+    ANOTHER,
     GRAD,
+    MOMENTUM,
     OTHER,
     PARAM,
     SECOND,
     direction,
     find,
+    momentum,
     read,
     rsqrt_correction,
     second_moment,
@@ -21,59 +23,68 @@ from momo_hf.optim.kernels.triton_tensors import (
 
 
 # z - y, and y itself, which is the parameter where that can hold it.
-AHEAD, Y = AVERAGE, OTHER
+AHEAD, Y = OTHER, ANOTHER
 
 
 @triton.jit
 def first_pass(
     places,
     blocks,
+    directions,
     sums,
     step,
+    weight,
     inputs_valid,
     grad_dtype: tl.constexpr,
     beta2: tl.constexpr,
     log_beta2: tl.constexpr,
     eps: tl.constexpr,
     adam: tl.constexpr,
+    costly: tl.constexpr,
     shrinks: tl.constexpr,
     finite_known: tl.constexpr,
     aligned: tl.constexpr,
     block: tl.constexpr,
 ):
-    """<g, u>, <g, z - y>, <g, z> where the decay is proximal, and where nothing is known the sum of v; otherwise v is
-    written.
+    """<g, u>, <g, z - y>, <g, z> where the decay is proximal, and where nothing is known the sum of v, or of the d of a costly
+    method; otherwise they are written.
     """
     row = tl.program_id(0)
     place, offsets, size = find(places, blocks, block, aligned)
     mask = offsets < size
     g = read(place, GRAD, offsets, mask, grad_dtype, aligned)
-    v = take_in(second_moment(place, offsets, mask, g, adam, aligned), g, beta2, adam)
+    v = take_in(second_moment(place, directions, offsets, mask, g, adam, costly, aligned), g, beta2, adam)
     taken = 0.0
-    if adam:
+    if adam or costly:
+        average = v
+        if costly:
+            average = momentum(place, offsets, mask, g, weight, aligned)
         if finite_known:
-            write(place, SECOND, offsets, offsets < size * tl.load(inputs_valid).to(tl.int64), v, tl.float32, aligned)
+            written = offsets < size * tl.load(inputs_valid).to(tl.int64)
+            write(place, MOMENTUM if costly else SECOND, offsets, written, average, tl.float32, aligned)
         else:
-            taken = tl.sum(tl.where(mask, v, 0.0))
+            taken = tl.sum(tl.where(mask, average, 0.0))
     ahead = tl.sum(g * read(place, AHEAD, offsets, mask, tl.float32, aligned))
     overlap = 0.0
     if shrinks:
         overlap = ahead + tl.sum(g * read(place, Y, offsets, mask, tl.float32, aligned))
-    u = direction(g, v, mask, rsqrt_correction(tl.load(step), log_beta2, adam), eps, adam)
+    u = direction(g, v, mask, rsqrt_correction(tl.load(step), log_beta2, adam), eps, adam, costly)
     tl.store(sums + row * 4, tl.sum(g * u))
     tl.store(sums + row * 4 + 1, ahead)
     tl.store(sums + row * 4 + 2, overlap)
     tl.store(sums + row * 4 + 3, taken)
 
 
-@triton.jit(do_not_specialize_on_alignment=["factor", "decay", "weight"])
+@triton.jit(do_not_specialize_on_alignment=["factor", "decay", "part"])
 def second_pass(
     places,
     blocks,
+    directions,
     step,
+    weight,
     factor,
     decay,
-    weight,
+    part,
     ok,
     param_dtype: tl.constexpr,
     grad_dtype: tl.constexpr,
@@ -81,6 +92,7 @@ def second_pass(
     log_beta2: tl.constexpr,
     eps: tl.constexpr,
     adam: tl.constexpr,
+    costly: tl.constexpr,
     decays: tl.constexpr,
     divide: tl.constexpr,
     interpolation: tl.constexpr,
@@ -90,9 +102,10 @@ def second_pass(
     aligned: tl.constexpr,
     block: tl.constexpr,
 ):
-    """z - y and y, and v if the first pass has not written it; the parameter too where it cannot hold y.
+    """z - y and y, and v or d if the first pass has not written it; the parameter too where it cannot hold y.
 
     Args:
+        part: w / Σ w.
         to_x: 1/β - 1.
         late: whether the average is that of these parameters' own steps, see `Averaged.numbers`.
     """
@@ -100,17 +113,24 @@ def second_pass(
     mask = offsets < size
     written = offsets < size * tl.load(ok).to(tl.int64)
     g = read(place, GRAD, offsets, mask, grad_dtype, aligned)
-    v = second_moment(place, offsets, mask, g, adam, aligned)
+    v = second_moment(place, directions, offsets, mask, g, adam, costly, aligned)
     if adam and not finite_known:
         v = take_in(v, g, beta2, adam)
         write(place, SECOND, offsets, written, v, tl.float32, aligned)
-    k, c = tl.load(step), tl.load(weight)
+    if costly and not finite_known:
+        d = momentum(place, offsets, mask, g, weight, aligned)
+        write(place, MOMENTUM, offsets, written, d, tl.float32, aligned)
+    k, c = tl.load(step), tl.load(part)
     if late:
         c = tl.where(flag(ok), tl.maximum(c, 2 / (k + 1)), c)
     ahead = read(place, AHEAD, offsets, mask, tl.float32, aligned)
     y = read(place, Y, offsets, mask, tl.float32, aligned)
     x = y - to_x * ahead
-    ahead -= tl.load(factor) * interpolation * direction(g, v, mask, rsqrt_correction(k, log_beta2, adam), eps, adam)
+    ahead -= (
+        tl.load(factor)
+        * interpolation
+        * direction(g, v, mask, rsqrt_correction(k, log_beta2, adam), eps, adam, costly)
+    )
     if decays and divide:
         a = tl.load(decay)
         ahead = (ahead - interpolation * a * x) / (1 + a)  # β (z_{k+1} - x)

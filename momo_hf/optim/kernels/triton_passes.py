@@ -6,13 +6,14 @@ import triton
 import triton.language as tl
 
 from momo_hf.optim.kernels.triton_tensors import (
-    AVERAGE,
     GRAD,
+    MOMENTUM,
     PARAM,
     SECOND,
     corrected,
     direction,
     find,
+    momentum,
     read,
     rsqrt_correction,
     second_moment,
@@ -25,6 +26,7 @@ from momo_hf.optim.kernels.triton_tensors import (
 def first_pass(
     places,
     blocks,
+    directions,
     sums,
     step,
     weight,
@@ -37,6 +39,7 @@ def first_pass(
     log_beta2: tl.constexpr,
     eps: tl.constexpr,
     adam: tl.constexpr,
+    costly: tl.constexpr,
     decays: tl.constexpr,
     finite_known: tl.constexpr,
     aligned: tl.constexpr,
@@ -46,15 +49,14 @@ def first_pass(
     row, k = tl.program_id(0), tl.load(step)
     place, offsets, size = find(places, blocks, block, aligned)
     mask = offsets < size
-    d = read(place, AVERAGE, offsets, mask, tl.float32, aligned)
     g = read(place, GRAD, offsets, mask, grad_dtype, aligned)
-    d += tl.load(weight) * (g - d)
-    v = take_in(second_moment(place, offsets, mask, d, adam, aligned), g, beta2, adam)
+    d = momentum(place, offsets, mask, g, weight, aligned)
+    v = take_in(second_moment(place, directions, offsets, mask, d, adam, costly, aligned), g, beta2, adam)
     overlap = 0.0
     norm = 0.0
     if finite_known:
         written = offsets < size * tl.load(inputs_valid).to(tl.int64)
-        write(place, AVERAGE, offsets, written, d, tl.float32, aligned)
+        write(place, MOMENTUM, offsets, written, d, tl.float32, aligned)
         if adam:
             write(place, SECOND, offsets, written, v, tl.float32, aligned)
     else:
@@ -62,7 +64,7 @@ def first_pass(
     if decays:
         overlap = tl.sum(d * read(place, PARAM, offsets, mask, param_dtype, aligned))
     correction = rsqrt_correction(k, log_beta2, adam)
-    u = direction(corrected(d, k, log_beta, corrects), v, mask, correction, eps, adam)
+    u = direction(corrected(d, k, log_beta, corrects), v, mask, correction, eps, adam, costly)
     tl.store(sums + row * 3, tl.sum(d * u))
     tl.store(sums + row * 3 + 1, overlap)
     tl.store(sums + row * 3 + 2, norm)
@@ -73,6 +75,7 @@ def first_pass(
 def second_pass(
     places,
     blocks,
+    directions,
     sums,
     step,
     weight,
@@ -87,6 +90,7 @@ def second_pass(
     log_beta2: tl.constexpr,
     eps: tl.constexpr,
     adam: tl.constexpr,
+    costly: tl.constexpr,
     decays: tl.constexpr,
     divide: tl.constexpr,
     finite_known: tl.constexpr,
@@ -98,13 +102,13 @@ def second_pass(
     place, offsets, size = find(places, blocks, block, aligned)
     mask = offsets < size
     written = offsets < size * tl.load(ok).to(tl.int64)
-    d = read(place, AVERAGE, offsets, mask, tl.float32, aligned)
-    v = second_moment(place, offsets, mask, d, adam, aligned)
+    d = read(place, MOMENTUM, offsets, mask, tl.float32, aligned)
+    v = second_moment(place, directions, offsets, mask, d, adam, costly, aligned)
     if not finite_known:
         g = read(place, GRAD, offsets, mask, grad_dtype, aligned)
         new = d + tl.load(weight) * (g - d)
         v = take_in(v, g, beta2, adam)
-        write(place, AVERAGE, offsets, written, new, tl.float32, aligned)
+        write(place, MOMENTUM, offsets, written, new, tl.float32, aligned)
         if adam:
             write(place, SECOND, offsets, written, v, tl.float32, aligned)
         d = tl.where(written, new, d)
@@ -113,7 +117,7 @@ def second_pass(
     if decays and not divide:
         new *= 1 - tl.load(decay)
     correction = rsqrt_correction(k, log_beta2, adam)
-    new -= tl.load(factor) * direction(corrected(d, k, log_beta, corrects), v, mask, correction, eps, adam)
+    new -= tl.load(factor) * direction(corrected(d, k, log_beta, corrects), v, mask, correction, eps, adam, costly)
     if decays and divide:
         new /= 1 + tl.load(decay)
     new = tl.where(written, new, x)

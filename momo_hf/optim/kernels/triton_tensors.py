@@ -1,8 +1,8 @@
 """How a kernel in Triton finds its block in lists of tensors, and what the passes of all kinds of step do to it.
 
 A launch walks over blocks of all tensors. Two tables on the device say where they are: `places` has a row per tensor with
-its size and the addresses of its roles, `blocks` a row per block with its tensor and where in it the block begins. Every
-block writes its part of the sums to a row of its own, so that they are added in the same order in every run.
+its size, the addresses of its roles and its first block, `blocks` a row per block with its tensor and where in it the block
+begins. Every block writes its part of the sums to a row of its own, so that they are added in the same order in every run.
 """
 
 import triton
@@ -13,8 +13,9 @@ from momo_hf.optim.kernels.triton_math import debias
 
 # Elements of a block: enough to hide the load of its row, few enough for the registers of one program.
 BLOCK = 2048
-# Where the size and the roles stand in a row of `places`; the last two are what the kind of step has beside the others.
-SIZE, PARAM, GRAD, SECOND, AVERAGE, OTHER, WIDTH = (tl.constexpr(i) for i in range(7))
+# What stands where in a row of `places`. Two roles are what the kind of step has beside the others; a costly method has, in
+# the place of v, the number of elements before the tensor's among the directions.
+SIZE, PARAM, GRAD, SECOND, MOMENTUM, OTHER, ANOTHER, FIRST, WIDTH = (tl.constexpr(i) for i in range(9))
 
 
 @triton.jit
@@ -51,11 +52,31 @@ def write(place, role: tl.constexpr, offsets, mask, values, dtype: tl.constexpr,
 
 
 @triton.jit
-def second_moment(place, offsets, mask, like, adam: tl.constexpr, aligned: tl.constexpr):
-    """v as it is; anything where there is none."""
+def among(place, directions, offsets, aligned: tl.constexpr):
+    """Where the direction of a costly method stands."""
+    address = directions + tl.load(place + SECOND)
+    if aligned:
+        address = tl.multiple_of(address, 16)
+    return address + offsets
+
+
+@triton.jit
+def momentum(place, offsets, mask, g, weight, aligned: tl.constexpr):
+    """d with a gradient more."""
+    d = read(place, MOMENTUM, offsets, mask, tl.float32, aligned)
+    return d + tl.load(weight) * (g - d)
+
+
+@triton.jit
+def second_moment(
+    place, directions, offsets, mask, like, adam: tl.constexpr, costly: tl.constexpr, aligned: tl.constexpr
+):
+    """v as it is, or the direction of a costly method; anything where there is neither."""
     v = like
     if adam:
         v = read(place, SECOND, offsets, mask, tl.float32, aligned)
+    if costly:
+        v = tl.load(among(place, directions, offsets, aligned), mask=mask, other=0.0).to(tl.float32)
     return v
 
 
@@ -77,9 +98,11 @@ def rsqrt_correction(step, log_beta2: tl.constexpr, adam: tl.constexpr):
 
 
 @triton.jit
-def direction(vector, v, mask, correction, eps: tl.constexpr, adam: tl.constexpr):
-    """D^{-1} vector."""
+def direction(vector, v, mask, correction, eps: tl.constexpr, adam: tl.constexpr, costly: tl.constexpr):
+    """D^{-1} vector, or what was made before, see `second_moment`."""
     u = vector
+    if costly:
+        u = v
     if adam:
         u = tl.where(mask, vector / (tl.sqrt(v) * correction + eps), 0.0)
     return u
