@@ -31,6 +31,7 @@ class Sweep:
         seeds: of each point.
         arguments: for every run, on top of the config.
         direction: "minimize" or "maximize".
+        more_metrics: other numbers of results.json for csv, table and figure, each with its direction.
         workers: runs at once.
         storage: optuna's; default: sqlite in the output folder.
         title: of the figure.
@@ -45,13 +46,15 @@ class Sweep:
     seeds: list[int] = field(default_factory=lambda: [0])
     arguments: dict[str, Any] = field(default_factory=dict)
     direction: str = "minimize"
+    more_metrics: dict[str, str] = field(default_factory=dict)
     workers: int = 2
     storage: str | None = None
     title: str | None = None
 
     def __post_init__(self) -> None:
-        if self.direction not in ("minimize", "maximize"):
-            raise InputError(f"`direction` must be 'minimize' or 'maximize', got {self.direction!r}.")
+        for name, direction in {"direction": self.direction, **self.more_metrics}.items():
+            if direction not in ("minimize", "maximize"):
+                raise InputError(f"`{name}` must be 'minimize' or 'maximize', got {direction!r}.")
         if self.workers < 1:
             raise InputError(f"`workers` must be 1 or more, got {self.workers}.")
         if not self.optimizers:

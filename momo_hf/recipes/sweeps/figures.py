@@ -28,22 +28,24 @@ def plot_sweep(sweep: Sweep, runs: pd.DataFrame) -> list[Path]:
     Returns:
         The paths of the files.
     """
-    figure = Figure(figsize=(15, 5), dpi=80, layout="constrained")
-    final, curves, steps = figure.subplots(1, 3, width_ratios=[1.3, 1, 1])
+    directions = {sweep.metric: sweep.direction, **sweep.more_metrics}
+    figure = Figure(figsize=(9 + 6 * len(directions), 5), dpi=80, layout="constrained")
+    *finals, curves, steps = figure.subplots(1, len(directions) + 2, width_ratios=[1.3] * len(directions) + [1, 1])
     colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(sweep.optimizers)}
     means = averages(sweep, runs)
     best = _best_lrs(sweep, means)
     searching = {name for name, options in sweep.optimizers.items() if searches(options)}
-    draw_final_values(final, means, colors, searching, sweep.direction == "minimize")
-    final.set(ylabel=sweep.metric, title="final value")
+    for final, (metric, direction) in zip(finals, directions.items()):
+        draw_final_values(final, averages(sweep, runs, metric), colors, searching, direction == "minimize")
+        final.set(ylabel=metric, title="final value")
     _curves(curves, runs, best, colors, "loss")
     curves.set(ylabel="training loss", title=f"training of the best {len(curves.lines)}, at their best lr")
     _curves(steps, runs, best, colors, "momo/effective_lr")
     steps.set(ylabel="effective step size", title="step sizes of the MoMo methods")
-    for axes in (final, curves, steps):
+    for axes in (*finals, curves, steps):
         axes.grid(alpha=0.3)
     # One legend for all, under the axes, where it hides no curve.
-    lines, names = final.get_legend_handles_labels()
+    lines, names = finals[0].get_legend_handles_labels()
     labels = [f"{name}, best lr {best[name]:g}" if name in best else name for name in names]
     figure.legend(lines, labels, loc="outside lower center", ncols=min(5, len(names)), frameon=False)
     figure.suptitle(sweep.title or Path(sweep.config).stem)

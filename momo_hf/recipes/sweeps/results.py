@@ -16,7 +16,7 @@ def number_finished(sweep: Sweep, studies: dict[str, optuna.Study]) -> int:
 
 
 def collect(sweep: Sweep) -> pd.DataFrame:
-    """One row per finished run: optimizer, learning_rate, seed, value (NaN if there is none), outcome, seconds, history."""
+    """One row per finished run: optimizer, learning_rate, seed, metrics (NaN if there is none), outcome, seconds, history."""
     rows = []
     for name in sweep.optimizers:
         done = finished(sweep.study(name))
@@ -24,11 +24,14 @@ def collect(sweep: Sweep) -> pd.DataFrame:
             if key(point) in done:
                 trial = done[key(point)]
                 attrs = trial.user_attrs
+                ok = attrs["outcome"] == "ok"
+                more = attrs.get("more_metrics", {}) if ok else {}
                 rows.append(
                     {
                         "optimizer": name,
                         **point,
-                        sweep.metric: trial.value if attrs["outcome"] == "ok" else math.nan,
+                        sweep.metric: trial.value if ok else math.nan,
+                        **{metric: more.get(metric, math.nan) for metric in sweep.more_metrics},
                         "outcome": attrs["outcome"],
                         "seconds": attrs.get("seconds"),
                         "history": attrs.get("history", []),
@@ -37,9 +40,15 @@ def collect(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def averages(sweep: Sweep, runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean, least and greatest value over the seeds of every optimizer and learning rate; NaN if a seed diverged."""
-    groups = runs.groupby(["optimizer", "learning_rate"], sort=False)[sweep.metric]
+def averages(sweep: Sweep, runs: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
+    """Mean, least and greatest value over the seeds of every optimizer and learning rate; NaN if a seed diverged.
+
+    Args:
+        sweep: of the runs.
+        runs: from `collect`.
+        metric: one of `more_metrics`; default: the sweep's.
+    """
+    groups = runs.groupby(["optimizer", "learning_rate"], sort=False)[metric or sweep.metric]
     table = groups.agg([("mean", lambda v: v.mean(skipna=False)), "min", "max"]).reset_index()
     return table
 
@@ -61,6 +70,8 @@ def summary(sweep: Sweep, runs: pd.DataFrame) -> pd.DataFrame:
         if own["mean"].notna().any():
             top = own.loc[own["mean"].idxmin() if minimize else own["mean"].idxmax()]
             row |= {"best value": top["mean"], "best lr": top["learning_rate"]}
+            at_best = runs[(runs["optimizer"] == name) & (runs["learning_rate"] == top["learning_rate"])]
+            row |= {f"{metric} there": at_best[metric].mean(skipna=False) for metric in sweep.more_metrics}
         for share in (0.05, 0.1):
             near = (own["mean"] - best).abs() <= share * abs(best)
             row[f"decades within {share:.0%}"] = decades(own["learning_rate"].tolist(), near.tolist())

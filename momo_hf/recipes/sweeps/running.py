@@ -46,6 +46,7 @@ def run_trial(sweep: Sweep, name: str, main: Callable[[list[str]], Any], trial: 
         outcome = "ok" if value is not None and math.isfinite(value) else "diverged"
         trial.set_user_attr("history", shorten(results.get("history", [])))
         trial.set_user_attr("seconds", results["seconds"])
+        trial.set_user_attr("more_metrics", {name: results["metrics"].get(name) for name in sweep.more_metrics})
     except Exception as error:
         logger.exception("The run crashed.")
         value, outcome = None, f"crashed: {type(error).__name__}: {error}"[:500]

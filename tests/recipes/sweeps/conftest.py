@@ -23,7 +23,7 @@ def main(argv):
     folder.mkdir(parents=True, exist_ok=True)
     value = float("nan") if lr == 1 else lr + seed
     history = [{"step": i, "loss": 1 / i, "momo/effective_lr": lr} for i in range(1, 500)]
-    result = {"metrics": {"value": value}, "seconds": 1.0, "history": history}
+    result = {"metrics": {"value": value, "other": 2 * lr - seed}, "seconds": 1.0, "history": history}
     (folder / "results.json").write_text(json.dumps(result))
 """
 

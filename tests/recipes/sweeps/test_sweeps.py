@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import optuna
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
 from momo_hf.recipes.sweeps.config import load_sweep
@@ -48,6 +49,24 @@ def test_every_run_is_a_result(sweep_file):
     work(sweep, 1)
     assert [len(sweep.study(name).trials) for name in sweep.optimizers] == [8, 4]
     assert (sweep_file.parent / "runs.txt").read_text() == before
+
+
+def test_other_metrics_are_in_csv_table_and_figure(sweep_file, monkeypatch):
+    sweep = load_sweep(sweep_file, more_metrics={"other": "maximize"})
+    work(sweep, 0)
+    runs = collect(sweep)
+    ok = runs[runs["outcome"] == "ok"]
+    assert list(ok["other"]) == pytest.approx(list(2 * ok["learning_rate"] - ok["seed"]))
+    assert runs[runs["outcome"] != "ok"]["other"].isna().all()
+    table = summary(sweep, runs).set_index("optimizer")
+    assert table["other there"].to_dict() == pytest.approx({"adamw": 2 * 0.001 - 0.5, "momo": 2 * 0.1 - 0.5})
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: figures.append(self))
+    plot_sweep(sweep, runs)
+    first, second, *rest = figures[0].axes
+    assert (first.get_ylabel(), second.get_ylabel()) == ("value", "other") and len(rest) == 2
+    (line,) = [line for line in second.lines if line.get_label() == "momo"]
+    assert dict(line.get_xydata())[0.1] == pytest.approx(2 * 0.1 - 0.5)
 
 
 WORKER = """
