@@ -49,6 +49,7 @@ def test_an_optimizer_that_searches_is_given_no_learning_rate(sweep_file):
         ({"seeds": []}, r"`seeds` must be a list of whole numbers from 0.* got \[\]"),
         ({"seeds": [-1]}, r"`seeds` must be .* got \[-1\]"),
         ({"direction": "up"}, "sweep.yaml: `direction` must be .* got 'up'"),
+        ({"more_metrics": {"bleu": "up"}}, "sweep.yaml: `bleu` must be .* got 'up'"),
         ({"script": "nothing.py"}, "names nothing.py, which does not exist"),
     ],
 )
