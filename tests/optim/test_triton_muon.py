@@ -17,10 +17,21 @@ from momo_hf.optim.steps.ramp import Ramp
 from tests.optim.test_triton import bucket, compare, interpreted
 
 
+triton = pytest.importorskip("triton")
 __all__ = ["interpreted"]  # a fixture
 SETS = {Modelled: MuonModelled, Averaged: MuonAveraged, Ramp: MuonRamp}
 METHOD = MomoMuon.methods["muon"]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy computes what a device leaves out
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_blocks_at_once():
+    """A norm is added up in several rounds, as that of a large matrix is."""
+    from momo_hf.optim.kernels import triton_muon
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_muon, "LANES", triton.language.constexpr(2))
+        yield
 
 
 @pytest.mark.parametrize("kind", SETS)

@@ -84,7 +84,7 @@ class MultiTensor(Plain):
         return tuple(t.data_ptr() for t in self.bucket.roles.get(role, ())) or (0,) * len(self.bucket.roles["param"])
 
     @property
-    def directions(self) -> Tensor:  # type: ignore[override]  # of all pieces, not a tensor for each
+    def all_directions(self) -> Tensor:
         """Where a costly method has its directions; for others a tensor that is not read."""
         return self.tables.places
 
@@ -125,7 +125,7 @@ class MultiTensor(Plain):
         sums = self.now.weight.new_empty(len(tables.blocks), width)
         for aligned, blocks, found in zip((True, False), tables.blocks.split(counts), sums.split(counts)):
             if len(blocks):
-                given = (tables.places, blocks, self.directions, *((found,) if width else ()), *numbers)
+                given = (tables.places, blocks, self.all_directions, *((found,) if width else ()), *numbers)
                 launch.launch(kernel, len(blocks), *given, **how, aligned=aligned, block=self.block)
         return sums
 

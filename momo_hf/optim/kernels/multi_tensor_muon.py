@@ -29,7 +29,7 @@ class Muons(MultiTensor):
         return [0, *accumulate(piece.numel + -piece.numel % 16 for piece in self.pieces)]
 
     @cached_property
-    def directions(self) -> Tensor:  # type: ignore[override]
+    def all_directions(self) -> Tensor:
         weight = self.now.weight
         return weight.new_empty(self.starts[-1], dtype=product_dtype(weight))
 
@@ -58,7 +58,7 @@ class Muons(MultiTensor):
         for start, piece in zip(self.starts, self.pieces):
             matrices = piece.roles["param"]
             shape = (len(matrices), len(matrices[0]), -1)
-            stack = self.directions.narrow(0, start, piece.numel).view(shape)
+            stack = self.all_directions.narrow(0, start, piece.numel).view(shape)
             five_steps(stack, length(stack))
         return super().first()
 

@@ -23,7 +23,7 @@ def sizes(
     place, offsets, size = find(places, blocks, block, aligned)
     mask = offsets < size
     g = read(place, GRAD, offsets, mask, grad_dtype, aligned)
-    d = tl.where(mask, momentum(place, offsets, mask, g, weight, aligned), 0.0)
+    d = momentum(place, offsets, mask, g, weight, aligned)
     largest = clamp(tl.max(tl.abs(d)), SMALLEST)
     d /= largest
     tl.store(sums + row * 3, largest)
