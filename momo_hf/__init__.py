@@ -1,8 +1,9 @@
-"""MoMo and MoMo-Adam for transformers, accelerate and diffusers.
+"""MoMo, MoMo-Adam and MoMo on Muon for transformers, accelerate, diffusers and plain PyTorch.
 
-Importing this package makes `TrainingArguments(optim="momo_adam")` and the other names of `integrations.names`
-valid, and hands the loss of every `Accelerator.backward` to the MoMo optimizer that the Accelerator prepared. That is done
-when transformers and accelerate are imported, before or after; this package alone takes as long as torch.
+Importing this package registers the names `momo`, `momo_adam`, `momo_adam_auto`, `momo_muon` and `momo_muon_auto` for
+`TrainingArguments(optim=...)`, and passes the loss of every `Accelerator.backward` to the MoMo optimizer that the Accelerator
+prepared. It does not matter whether transformers and accelerate are imported before or after, or at all: importing this package
+alone takes as long as importing torch.
 """
 
 import importlib

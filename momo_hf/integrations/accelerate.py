@@ -43,17 +43,17 @@ def window_of(optimizer: MomoOptimizer, accelerator: Accelerator) -> LossAccumul
 
 
 def momo_metrics(optimizer: Any) -> dict[str, float]:
-    """The numbers to log, read from the device; call it at logging steps only.
+    """Return the numbers to log. This reads the device, so call it at logging steps only.
 
     Args:
         optimizer: a MoMo optimizer, prepared by accelerate or not.
 
     Returns:
-        `momo/effective_lr` (τρ, comparable with the lr of Adam or SGD; of the group with the largest `lr`), `momo/cap`
-        (its upper bound, after the schedule; while a search for it goes on, the size of its steps), `momo/polyak_lr` (the
-        step size without the cap), `momo/lb` (the lower bound in use), `momo/loss_avg` (the losses as they were, averaged
-        with β and corrected for the start; during a search the last one), `momo/skipped` (steps dropped so far because
-        something was not finite); an empty dict for another optimizer.
+        `momo/effective_lr` (the step size τρ, comparable with the lr of Adam or SGD; that of the group with the largest `lr`),
+        `momo/cap` (its upper bound, after the schedule; during a search, the size of its steps), `momo/polyak_lr` (the step
+        size without the cap), `momo/lb` (the lower bound in use), `momo/loss_avg` (the losses before any clipping, averaged
+        with β and corrected for the start; during a search, the last loss) and `momo/skipped` (steps dropped so far because
+        something was not finite). For any other optimizer, an empty dict.
     """
     optimizer = unwrap_optimizer(optimizer)
     if optimizer is None:

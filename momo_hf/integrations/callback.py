@@ -24,15 +24,15 @@ CAPPED = "momo/capped_in_all"
 
 
 class MomoCallback(TrainerCallback):
-    """Adds MoMo's numbers to the training logs, warns of a mis-set `learning_rate`, sums up at the end; and writes what a
-    search for the cap has seen into `output_dir`, as `search.json` and `search.png`.
+    """Adds MoMo's numbers to the training logs, warns of a badly chosen `learning_rate`, and logs a summary at the end. What a search
+    for the cap has seen it writes to `output_dir`, as `search.json` and `search.png`.
 
-    Every Trainer with a MoMo optimizer gets one by itself, before its trackers. It reads the device at the logging steps
+    Every Trainer with a MoMo optimizer gets this callback by itself, before its trackers. It reads the device at the logging steps
     only.
 
     Args:
-        batch_norm_batches: where the iterates are averaged and the model has BatchNorm, its statistics are taken anew from so many
-            batches of training data whenever the model is evaluated or saved; 0 leaves them as training has left them.
+        batch_norm_batches: number of batches of training data from which the statistics of BatchNorm are recomputed whenever the
+            model is evaluated or saved, if the iterates are averaged; 0 leaves the statistics as training left them. Default 20.
     """
 
     def __init__(self, batch_norm_batches: int = 20) -> None:

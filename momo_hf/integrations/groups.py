@@ -24,22 +24,22 @@ Groups = list[dict[str, Any]]
 
 
 def muon_groups(model: nn.Module, weight_decay: float = 0.0) -> Groups:
-    """Divide a model for `MomoMuon`: Muon for hidden matrices and kernels of convolutions, Adam for all else.
+    """Make the parameter groups of `MomoMuon`: Muon for hidden matrices and convolution kernels, Adam for everything else.
 
-    All else is embeddings; the output layer, tied or not (where a model does not name it by `get_output_embeddings`, as
-    those of transformers do, its last matrix); biases, norms and whatever has one dimension; LoRA's matrices, all with a side
-    below 16, and those more than 8 times as long as wide (kernels 18 times); and parameters of three and more dimensions that
-    are no convolution's, such as the stacked experts of a mixture. Frozen parameters are left out.
+    Adam gets embeddings; the output layer, tied or not (it is what `get_output_embeddings` names, as in models of transformers, and
+    otherwise the last matrix); biases, norms and everything else with one dimension; LoRA's matrices, all matrices with a side
+    below 16, and those more than 8 times as long as wide (kernels: 18 times); and parameters with three or more dimensions that
+    do not belong to a convolution, such as the stacked experts of a mixture. Frozen parameters are left out.
 
     Args:
-        model: the model, before or after it was sharded.
-        weight_decay: of all parameters that decay under Trainer: not of biases and norms.
+        model: the model, before or after sharding.
+        weight_decay: the weight decay of the parameters that decay under Trainer, that is, not of biases and norms. Default 0.
 
     Returns:
         Parameter groups with `params`, `method` and `weight_decay`, none of them empty.
 
     Raises:
-        ValueError: a parameter that is to be trained has a dtype that MoMo does not take, such as complex or float8 ones.
+        ValueError: a trainable parameter has a dtype that MoMo does not support, such as complex or float8.
 
     Example:
         >>> optimizer = MomoMuon(muon_groups(model, weight_decay=0.1), lr="auto", averaging=True)

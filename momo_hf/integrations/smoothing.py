@@ -18,7 +18,7 @@ def label_smoothing_bound(epsilon: float, classes: int) -> float:
 
     Args:
         epsilon: the smoothing factor, in [0, 1].
-        classes: number V of classes.
+        classes: the number V of classes.
     """
     rest = epsilon / classes
     return -sum(count * p * math.log(p) for count, p in ((1, 1 - epsilon + rest), (classes - 1, rest)) if p > 0)

@@ -32,8 +32,8 @@ def momo_kwargs(args: TrainingArguments, cls: type[MomoOptimizer]) -> dict[str, 
     """Translate TrainingArguments into the arguments of a MoMo optimizer.
 
     Args:
-        args: `learning_rate`, `weight_decay`, `adam_beta1`, `adam_beta2`, `adam_epsilon` and `optim_args` are used;
-            with "lr=auto" in `optim_args` the optimizer searches for its cap, and `learning_rate` is not used.
+        args: of these, `learning_rate`, `weight_decay`, `adam_beta1`, `adam_beta2`, `adam_epsilon` and `optim_args` are used;
+            with "lr=auto" in `optim_args` the optimizer searches for its cap and `learning_rate` is not used.
         cls: the optimizer class.
 
     Returns:
@@ -207,13 +207,14 @@ def equip_trainers() -> None:
 
 
 class MomoTrainerMixin(Trainer):
-    """For a Trainer class that creates optimizer and scheduler itself: `class MyTrainer(MomoTrainerMixin, Theirs): ...`.
+    """Mixin for a Trainer class that creates its optimizer and scheduler itself: `class MyTrainer(MomoTrainerMixin, Theirs): ...`.
 
-    Where neither an optimizer nor a learning rate was chosen it takes `optim="momo_adam_auto"`, and says so. Apart from that any
-    other Trainer has by itself what this adds: `MomoCallback`, and the known lower bound of a label-smoothed loss.
+    If neither an optimizer nor a learning rate was chosen, it takes `optim="momo_adam_auto"` and says so. Everything else that it
+    adds, every other Trainer gets by itself: `MomoCallback`, and the known lower bound of a label-smoothed loss.
     """
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Create the optimizer as the Trainer would, or `momo_adam_auto` if nothing was chosen."""
         if self.optimizer is None and self.optimizer_cls_and_kwargs is None and nothing_chosen(self.args):
             self.args.optim = OptimizerNames(BEST)
             logger.warning(
@@ -226,8 +227,8 @@ class MomoTrainerMixin(Trainer):
 
 
 class MomoTrainer(MomoTrainerMixin):
-    """`transformers.Trainer` with nothing to choose: without `optim` and `learning_rate` it takes the preset that is the best by the
-    evidence; see `MomoTrainerMixin`.
+    """`transformers.Trainer` with nothing to choose: without `optim` and `learning_rate` it trains with the preset that has the best
+    evidence, `momo_adam_auto`, and says so; see `MomoTrainerMixin`.
     """
 
 

@@ -28,15 +28,16 @@ class LossIntake:
     def set_loss(self, loss: Tensor | float) -> None:
         """Hand over the loss of the coming step: the one scalar whose gradient is in `p.grad`.
 
-        It wins over what was backpropagated: with a gradient cache, for example, the scalar of `backward` is only a
-        stand-in for the loss. On an optimizer that accelerate prepared it is this process's loss, and averaged over
-        the processes as the gradients are. Without accelerate nobody knows of the other processes: under
-        DistributedDataParallel or FSDP2 average it first, `dist.all_reduce(loss, op=dist.ReduceOp.AVG)` (gloo: sum and
-        divide), or the replicas take steps of different lengths and drift apart. Every process gives one. It stays until
-        a step uses it or `drop_loss` is called, also when gradients are zeroed.
+        It takes precedence over what was backpropagated: with a gradient cache, for example, the scalar given to `backward` is
+        only a stand-in for the loss. On an optimizer that accelerate prepared, give the loss of this process, on every process;
+        it is averaged over the processes as the gradients are. Without accelerate the optimizer does not know of other
+        processes: under DistributedDataParallel or FSDP2 average the loss first,
+        `dist.all_reduce(loss, op=dist.ReduceOp.AVG)` (gloo: sum and divide), or the replicas take steps of different sizes and
+        drift apart. The loss is kept, even when gradients are zeroed, until a step uses it or `drop_loss` is called.
 
         Args:
-            loss: one element, of any shape and float dtype, on a device of the parameters; or a Python number.
+            loss: a tensor with one element, of any shape and floating-point dtype, on a device of the parameters; or a Python
+                number.
 
         Raises:
             ValueError: `loss` has more than one element, or is on a device that holds no parameter.
@@ -50,18 +51,21 @@ class LossIntake:
         return self._loss is not None
 
     def set_clip_factor(self, factor: Tensor | float) -> None:
-        """Say by how much the gradients were scaled: κ = max_norm / (norm + 1e-6); values above 1 mean no clipping.
+        """Say by how much the gradients were scaled when you clipped them yourself: κ = max_norm / (norm + 1e-6).
 
-        `Accelerator.clip_grad_norm_` does this by itself. Without it, a clipped gradient and an unclipped loss make a
-        model that is not a lower bound, and the steps come out too long. `factor` is a number or a one-element tensor;
-        a step with one that is negative or not a number is skipped.
+        `Accelerator.clip_grad_norm_` does this by itself. Without it, a clipped gradient and an unclipped loss make a model that
+        is no lower bound, and the steps come out too long.
+
+        Args:
+            factor: a number or a tensor with one element; values above 1 mean no clipping. A step with a factor that is
+                negative or not a number is skipped.
         """
         self._clip_factor = factor
 
     def drop_loss(self) -> None:
-        """Forget the loss and the clip factor of a step that will not be taken, as where a loss scaler skips one.
+        """Forget the loss and the clip factor of a step that will not be taken, for example because a loss scaler skips it.
 
-        A search for the cap hears of it: it ends where losses are not finite, and where too many steps are skipped.
+        A search for the cap takes note: it ends when losses are not finite, or when too many steps are skipped.
         """
         self._loss = self._clip_factor = None
 

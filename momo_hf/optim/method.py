@@ -11,23 +11,23 @@ Options = dict[str, Any]
 
 
 class Method:
-    """A momentum method in mathematics alone; MoMo on plain momentum where nothing is overridden.
+    """The mathematics of a momentum method. Without overrides it is plain momentum, which makes MoMo on SGD.
 
-    The momentum itself, d <- β d + (1-β) g, is the same for all methods and is not a buffer. A method is a value: it has
-    no state, and one object serves all parameters. Its functions see flat tensors of at least float32, whatever the
-    parameters are, and may be called for any part of a parameter; with `whole` they see stacks of whole parameters.
+    The momentum itself, d <- β d + (1-β) g, is the same for all methods and is not one of the buffers. A method has no state of
+    its own, and one object serves all parameters. Its functions receive flat tensors of at least float32, whatever the dtype of
+    the parameters, and may be called for any part of a parameter; with `whole` they receive stacks of whole parameters.
 
     Attributes:
         buffers: the names of the method's own buffers, one tensor each per parameter.
-        whole: whether `direction` needs parameters in their own shape, as where it works on matrices. Then all functions
-            are given stacks of parameters of one shape, (parameters, *shape).
-        costly: whether `direction` is dear, so that a step computes it once and keeps it, which takes as much memory as
+        whole: whether `direction` needs parameters in their own shape, for example because it works on matrices. All functions
+            then receive stacks of parameters of one shape, (parameters, *shape).
+        costly: whether `direction` is expensive, so that a step computes it once and keeps it, which takes as much memory as
             the parameters.
-        keeps_momentum: whether a step that averages the iterates goes along the momentum too, of gradients at y. Without, it
+        keeps_momentum: whether a step that averages the iterates uses the momentum too, that of the gradients at y. If not, it
             goes along the gradient, which is enough where the direction is linear in it: the averaging itself smooths.
-        ramp_start: the size of the first step of a search for the cap (`lr="auto"`), about a ten thousandth of any that
-            is good. None makes it from the first loss and gradient, which is right for a step that is proportional to the
-            gradient; a method whose direction does not grow with the gradient has a number of its own.
+        ramp_start: the size of the first step of a search for the cap (`lr="auto"`), about a ten-thousandth of any good step
+            size. With None it is computed from the first loss and gradient, which is right where the step is proportional to
+            the gradient; a method whose direction does not grow with the gradient needs a number of its own.
     """
 
     buffers: tuple[str, ...] = ()

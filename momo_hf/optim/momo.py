@@ -9,7 +9,7 @@ from momo_hf.optim.optimizer import MomoOptimizer
 class Momo(MomoOptimizer):
     """SGD with momentum whose learning rate adapts to the loss; `lr` is only its upper bound.
 
-    The step along the averaged gradient d minimises the model of the averaged loss, cut off at the lower bound:
+    The step along the averaged gradient d minimises a model of the averaged loss that is truncated at the lower bound:
 
         d <- β d + (1-β) g,    f̄ <- β f̄ + (1-β) f,    d̂ = d/ρ,    f̂ = f̄/ρ,    ĉ = c/ρ
         τ = min(lr, (f̂ + ĉ - lb)_+ / |d̂|²)
@@ -19,25 +19,28 @@ class Momo(MomoOptimizer):
 
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
-        lr: upper bound α of the step size; schedulers act on it. `"auto"` finds it in the first steps, see `auto`.
+        lr: upper bound α of the step size; schedulers act on it. With `"auto"` the first steps find it, see `auto`.
             Default 1.0.
-        weight_decay: λ of the proximal weight decay. Default 0.
+        weight_decay: coefficient λ of the proximal weight decay. Default 0.
         beta: momentum β in [0, 1). Default 0.9.
-        lb: lower bound of the loss. Default 0.
-        bias_correction: start the averages at 0 and correct them (True), or start them at the first gradient and
-            loss (False). Default False.
-        use_fstar: estimate the lower bound online, by the paper's rule; it never falls below `lb`. Default False.
-        foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
-        compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
-            fast; the first step then takes some ten seconds. Default False.
-        averaging: evaluate and save the average of the iterates, see `Averaged`; the largest `lr` so far counts. A number is
-            the share of the average in the point where gradients are taken; True takes 0.8. Default False.
+        lb: a number that the loss never falls below. Default 0.
+        bias_correction: whether the averages start at 0 and are corrected for it (True), or start at the first gradient
+            and loss (False). Default False.
+        use_fstar: whether to estimate the lower bound online, by the paper's rule; it never falls below `lb`. Default
+            False.
+        foreach: as in torch, whether to update small tensors together. `None` (default) and True do; False takes one tensor
+            at a time.
+        compile: whether to run the passes over large parameters through `torch.compile`, where torch has no kernel that is
+            as fast; the first step then takes about ten seconds. Default False.
+        averaging: whether to average the iterates and to evaluate and save the average, see `Averaged`; the largest `lr` so
+            far counts. A number in (0, 1) is the weight of the average in the point where gradients are taken; True stands
+            for 0.8. Default False.
 
     State: `exp_avg` (d; with averaging `ahead`, which is z - y, in its place) per parameter, of at least float32; the scalars of `ModelState`
     in every parameter group.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
 
     Example:
         >>> optimizer = Momo(model.parameters(), lr=1.0)

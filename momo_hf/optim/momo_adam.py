@@ -25,26 +25,30 @@ class MomoAdam(MomoOptimizer):
 
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
-        lr: upper bound α of the step size; schedulers act on it. The default 1e-2 is for training from scratch;
-            to fine-tune a pretrained model take the lr that AdamW would get. `"auto"` finds it in the first steps, see
+        lr: upper bound α of the step size; schedulers act on it. The default, 1e-2, is for training from scratch; to
+            fine-tune a pretrained model, give the lr that you would give AdamW. With `"auto"` the first steps find it, see
             `auto`.
-        betas: β1 of momentum and averaged loss, β2 of the squared gradients, both in [0, 1). Default (0.9, 0.999).
-        eps: added to the root of the second moment. Default 1e-8.
-        weight_decay: λ of the weight decay. Default 0.
-        lb: lower bound of the loss. Default 0.
+        betas: β1 of the momentum and the averaged loss, and β2 of the squared gradients, both in [0, 1). Default (0.9,
+            0.999).
+        eps: term added to the root of the second moment. Default 1e-8.
+        weight_decay: coefficient λ of the weight decay. Default 0.
+        lb: a number that the loss never falls below. Default 0.
         divide: proximal decay `/ (1 + lr λ)` (True) or AdamW's `(1 - lr λ) x` (False). Default True.
-        use_fstar: estimate the lower bound online, by the paper's rule; it never falls below `lb`. Default False.
-        foreach: as in torch: update small tensors together. `None` (default) does, `False` takes one tensor at a time.
-        compile: run the passes over large parameters through `torch.compile`, where torch has no kernel that is as
-            fast; the first step then takes some ten seconds. Default False.
-        averaging: evaluate and save the average of the iterates, see `Averaged`; the largest `lr` so far counts. A number is
-            the share of the average in the point where gradients are taken; True takes 0.8. Default False.
+        use_fstar: whether to estimate the lower bound online, by the paper's rule; it never falls below `lb`. Default
+            False.
+        foreach: as in torch, whether to update small tensors together. `None` (default) and True do; False takes one tensor
+            at a time.
+        compile: whether to run the passes over large parameters through `torch.compile`, where torch has no kernel that is
+            as fast; the first step then takes about ten seconds. Default False.
+        averaging: whether to average the iterates and to evaluate and save the average, see `Averaged`; the largest `lr` so
+            far counts. A number in (0, 1) is the weight of the average in the point where gradients are taken; True stands
+            for 0.8. Default False.
 
     State: `exp_avg` (d; with averaging `ahead`, which is z - y, in its place) and `exp_avg_sq` (v) per parameter, of at least float32; the
     scalars of `ModelState` in every parameter group.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
 
     Example:
         >>> optimizer = MomoAdam(model.parameters(), lr=1e-2)

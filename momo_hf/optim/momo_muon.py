@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class MomoMuon(MomoAdam):
-    """Muon for matrices and Adam for all else, whose common learning rate adapts to the loss; `lr` is only its upper bound.
+    """Muon for matrices and Adam for everything else, with one learning rate that adapts to the loss; `lr` is only its upper bound.
 
         d <- β1 d + (1-β1) g,    d̂ = d/ρ,    ρ = 1-β1^k
         u = 0.2 √max(rows, columns) polar(d̂)    where `method` is "muon"
@@ -23,37 +23,38 @@ class MomoMuon(MomoAdam):
         τ = min(lr, (f̂ + ĉ - lb)_+ / Σ <d̂, u>)
         x <- (x - τ u) / (1 + lr λ)
 
-    At the cap (τ = lr) this is torch's Muon (without Nesterov, with steps of the size of Adam's) beside AdamW, so `lr` means
-    what it means for AdamW. Muon alone is sensitive to its learning rate; bounded by the model of the loss it is not
-    (Crawshaw, Modi, Liu, Gower 2025, arXiv 2510.09827, MuonAdam).
+    At the cap (τ = lr) this is torch's Muon (without Nesterov momentum, its steps scaled to the size of Adam's) beside AdamW, so
+    `lr` means what it means for AdamW. Muon alone is sensitive to its learning rate; bounded by the model of the loss it is
+    not (Crawshaw, Modi, Liu, Gower 2025, arXiv 2510.09827, MuonAdam).
 
-    `muon_groups(model)` divides a model. Without groups that have a `method`, all parameters are Adam's, and it is said.
+    `muon_groups(model)` makes the groups for a model. If no group has a `method`, all parameters are Adam's, and a warning says
+    so.
 
-    Matrices are taken whole. Under FSDP2, HSDP and tensor parallelism matrices of one shape are exchanged, so that every
-    process computes the direction of its share of them: a parameter of a matrix travels twice in a step, in 4 bytes.
-    Replicas (DistributedDataParallel) compute the same from the same gradients. Flat parts of parameters (ZeRO, FSDP1) are
+    Matrices are processed whole. Under FSDP2, HSDP and tensor parallelism, matrices of one shape are exchanged so that every
+    process computes the directions of some of them: every element of a matrix is sent twice in a step, in 4 bytes. Replicas
+    (DistributedDataParallel) compute the same from the same gradients. Flattened parts of parameters (ZeRO, FSDP1) are
     refused.
 
     Args:
-        params: parameter groups, as of `muon_groups`, or parameters; groups may differ in `lr`, `weight_decay` and `method`,
-            which is "muon" or "adam" (default).
-        lr: as for `MomoAdam`, `"auto"` too.
-        betas: β1 of momentum and averaged loss, β2 of Adam's squared gradients. Default (0.9, 0.999).
-        eps: of Adam. Default 1e-8.
-        weight_decay: λ of the weight decay. Default 0.
-        lb: lower bound of the loss. Default 0.
+        params: parameter groups, such as those of `muon_groups`, or parameters; groups may differ in `lr`, `weight_decay` and
+            `method`, which is "muon" or "adam" (the default).
+        lr: as for `MomoAdam`, including `"auto"`.
+        betas: β1 of the momentum and the averaged loss, and β2 of Adam's squared gradients. Default (0.9, 0.999).
+        eps: Adam's eps. Default 1e-8.
+        weight_decay: coefficient λ of the weight decay. Default 0.
+        lb: a number that the loss never falls below. Default 0.
         divide: as for `MomoAdam`.
         use_fstar: as for `MomoAdam`.
         foreach: as for `MomoAdam`.
         compile: as for `MomoAdam`.
-        averaging: as for `MomoAdam`; but the step of a matrix goes along the momentum of the gradients at y, and True takes
-            0.5, with y in the middle.
+        averaging: as for `MomoAdam`, except that matrices step along the momentum of the gradients taken at y, and that True
+            stands for 0.5, which puts y in the middle.
 
-    State: as of `MomoAdam` for its groups; for Muon's `exp_avg` (d), and with averaging `ahead` beside it. During a search
-    also the last direction of a matrix.
+    State: for Adam's groups that of `MomoAdam`; for Muon's `exp_avg` (d), with averaging `ahead` beside it, and during a search
+    the last direction of a matrix too.
 
     Raises:
-        ValueError: an argument is out of its range, or a parameter of Muon has fewer than two dimensions.
+        ValueError: an argument is out of range, or a parameter of Muon has fewer than two dimensions.
 
     Example:
         >>> optimizer = MomoMuon(muon_groups(model), lr="auto", averaging=True)

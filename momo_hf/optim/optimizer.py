@@ -31,26 +31,27 @@ from momo_hf.optim.wrappers import refuse_parts
 
 
 class MomoOptimizer(LossIntake, Stateful):
-    """Base class of the MoMo optimizers, for any method: momentum, loss, step size and state.
+    """Base class of all MoMo optimizers: it keeps momentum, loss, step size and state for any method.
 
-    A step is of one of three kinds: along the momentum, as far as the model of the loss goes (`Modelled`); with
-    `averaging`, an average of the iterates (`Averaged`); and with `lr="auto"`, at first, a ramp that finds the cap (`Ramp`).
-    What a gradient does to the buffers, and the direction of a step, is the method's (see `Method`). The momentum itself,
-    d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, lives here, in `exp_avg`.
+    There are three kinds of step: along the momentum, as far as the model of the loss says (`Modelled`); with `averaging`, a step
+    that averages the iterates (`Averaged`); and with `lr="auto"`, at first, the steps of a ramp that finds the cap (`Ramp`). What
+    a gradient does to the buffers, and the direction of a step, is up to the method (see `Method`). The momentum itself,
+    d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, is kept here, in `exp_avg`.
 
-    The model follows what the parameters do, as far as torch can see it (see `movement`).
+    If something else moves the parameters, the model follows, as far as torch can see it (see `movement`).
 
-    The numbers in the parameter groups (`step`, `effective_lr`, ...) are tensors that every step writes into: keep
-    `float(...)` or a clone of one that you want to look at later.
+    The numbers in the parameter groups (`step`, `effective_lr`, ...) are tensors that every step overwrites. Copy them
+    (`float(x)`, `x.clone()`) to keep a value.
 
     Args:
         params: parameters or parameter groups.
-        defaults: the options of a group; `lr`, `weight_decay`, `lb`, and `beta` or `betas` at least.
+        defaults: the options of a group: at least `lr`, `weight_decay`, `lb`, and `beta` or `betas`. Those that may be left out
+            are `averaging`, `divide`, `use_fstar`, `bias_correction`, `foreach` and `compile`, as for `MomoAdam` and `Momo`.
 
     Attributes:
-        methods: the methods that the parameters of a group can have, by the name that is its option `method`; where there
-            is one alone, groups have no such option.
-        averaging_default: what `averaging=True` stands for.
+        methods: the methods that a group can have, by the name that goes into its option `method`; if there is only one,
+            groups have no such option.
+        averaging_default: the number that `averaging=True` stands for.
     """
 
     methods: ClassVar[Mapping[str, Method]] = {"momentum": Method()}
@@ -101,8 +102,8 @@ class MomoOptimizer(LossIntake, Stateful):
             loss: the loss of this step, see `set_loss`; instead of `closure`.
 
         Returns:
-            The loss, as `closure` returned it or as it was given. Nothing is done without gradients where there is also no loss, or no
-            state, as with torch's optimizers.
+            The loss, as `closure` returned it or as it was given. As with torch's optimizers, nothing happens without gradients if
+            there is no loss or no state either.
 
         Raises:
             ValueError: both `closure` and `loss` are given, or the loss is unusable (see `set_loss`).
@@ -179,13 +180,13 @@ class MomoOptimizer(LossIntake, Stateful):
         return not self.averages or self.param_groups[0]["train_mode"]
 
     def train(self) -> None:
-        """Put the parameters where gradients are taken, as before every step; nothing is done without `averaging`."""
+        """Put the parameters where gradients are taken, as every step needs them; without `averaging` this does nothing."""
         self._switch(True)
 
     def eval(self) -> None:
-        """Put the averaged weights into the parameters, to evaluate or save; nothing is done without `averaging`.
+        """Put the averaged weights into the parameters, to evaluate or save them; without `averaging` this does nothing.
 
-        The way back rounds float32 parameters once; any number of further round trips changes nothing more.
+        Going back by `train()` rounds float32 parameters once; further round trips change nothing more.
         """
         self._switch(False)
 
@@ -214,18 +215,20 @@ class MomoOptimizer(LossIntake, Stateful):
 
     @property
     def search(self) -> Search | None:
-        """The search for the cap, read from the device; None where an `lr` was given."""
+        """The search for the cap: its steps, what they saw, and the cap once it is found; None if an `lr` was given. This reads
+        the device.
+        """
         self._heed()
         return read_search(SEARCH.read(self.param_groups)) if SEARCH.stands_in(self.param_groups[0]) else None
 
     @property
     def searching(self) -> bool:
-        """Whether the coming step belongs to the search. The host may have to wait for the step before it."""
+        """Whether the next step belongs to the search. The host may have to wait for the last one."""
         self._heed()
         return self._searching and not (self._verdict is not None and self._verdict.over())
 
     def cap(self) -> Tensor:
-        """The upper bound of the last step's size, the largest of the groups, 0-dim; during a search that size itself."""
+        """The upper bound of the last step size, 0-dim: the largest of all groups; during a search, the step size itself."""
         self._heed()
         if self._searching:
             return torch.stack([group["effective_lr"] for group in self.param_groups]).max()
