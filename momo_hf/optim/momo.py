@@ -15,12 +15,12 @@ class Momo(MomoOptimizer):
         τ = min(lr, (f̂ + ĉ - lb)_+ / |d̂|²)
         x <- (x - τ d̂) / (1 + lr λ)
 
-    ρ is 1, or 1-β^k with `bias_correction`. With `averaging` it is schedule-free: see `Averaged`.
+    ρ is 1, or 1-β^k with `bias_correction`. With `averaging` it is schedule-free, see `momo_hf.optim.steps.averaged`.
 
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
-        lr: upper bound α of the step size; schedulers act on it. With `"auto"` the first steps find it, see `auto`.
-            Default 1.0.
+        lr: upper bound α of the step size; schedulers act on it. With `"auto"` the first steps find it, see
+            `momo_hf.optim.auto`. Default 1.0.
         weight_decay: coefficient λ of the proximal weight decay. Default 0.
         beta: momentum β in [0, 1). Default 0.9.
         lb: a number that the loss never falls below. Default 0.
@@ -32,12 +32,12 @@ class Momo(MomoOptimizer):
             at a time.
         compile: whether to run the passes over large parameters through `torch.compile`, where torch has no kernel that is
             as fast; the first step then takes about ten seconds. Default False.
-        averaging: whether to average the iterates and to evaluate and save the average, see `Averaged`; the largest `lr` so
-            far counts. A number in (0, 1) is the weight of the average in the point where gradients are taken; True stands
-            for 0.8. Default False.
+        averaging: whether to average the iterates and to evaluate and save the average, with `train()` and
+            `eval()`; the largest `lr` so far counts. A number in (0, 1) is the weight of the average in the point where
+            gradients are taken; True stands for 0.8. Default False.
 
-    State: `exp_avg` (d; with averaging `ahead`, which is z - y, in its place) per parameter, of at least float32; the scalars of `ModelState`
-    in every parameter group.
+    State: per parameter `exp_avg` (d; with averaging `ahead`, which is z - y, in its place), of at least float32; in every parameter
+    group the scalars of `momo_hf.optim.steps.model.ModelState`.
 
     Raises:
         ValueError: an argument is out of range.

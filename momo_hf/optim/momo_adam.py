@@ -21,13 +21,13 @@ class MomoAdam(MomoOptimizer):
 
     At the cap (τ = lr) this is Adam's own step, so `lr` means what it means for AdamW.
 
-    With `averaging` it is schedule-free: see `Averaged`. At the cap it is then schedule-free AdamW.
+    With `averaging` it is schedule-free, see `momo_hf.optim.steps.averaged`. At the cap it is then schedule-free AdamW.
 
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
         lr: upper bound α of the step size; schedulers act on it. The default, 1e-2, is for training from scratch; to
             fine-tune a pretrained model, give the lr that you would give AdamW. With `"auto"` the first steps find it, see
-            `auto`.
+            `momo_hf.optim.auto`.
         betas: β1 of the momentum and the averaged loss, and β2 of the squared gradients, both in [0, 1). Default (0.9,
             0.999).
         eps: term added to the root of the second moment. Default 1e-8.
@@ -40,12 +40,12 @@ class MomoAdam(MomoOptimizer):
             at a time.
         compile: whether to run the passes over large parameters through `torch.compile`, where torch has no kernel that is
             as fast; the first step then takes about ten seconds. Default False.
-        averaging: whether to average the iterates and to evaluate and save the average, see `Averaged`; the largest `lr` so
-            far counts. A number in (0, 1) is the weight of the average in the point where gradients are taken; True stands
-            for 0.8. Default False.
+        averaging: whether to average the iterates and to evaluate and save the average, with `train()` and
+            `eval()`; the largest `lr` so far counts. A number in (0, 1) is the weight of the average in the point where
+            gradients are taken; True stands for 0.8. Default False.
 
-    State: `exp_avg` (d; with averaging `ahead`, which is z - y, in its place) and `exp_avg_sq` (v) per parameter, of at least float32; the
-    scalars of `ModelState` in every parameter group.
+    State: per parameter `exp_avg` (d; with averaging `ahead`, which is z - y, in its place) and `exp_avg_sq` (v), of at least float32;
+    in every parameter group the scalars of `momo_hf.optim.steps.model.ModelState`.
 
     Raises:
         ValueError: an argument is out of range.

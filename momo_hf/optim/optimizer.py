@@ -33,12 +33,12 @@ from momo_hf.optim.wrappers import refuse_parts
 class MomoOptimizer(LossIntake, Stateful):
     """Base class of all MoMo optimizers: it keeps momentum, loss, step size and state for any method.
 
-    There are three kinds of step: along the momentum, as far as the model of the loss says (`Modelled`); with `averaging`, a step
-    that averages the iterates (`Averaged`); and with `lr="auto"`, at first, the steps of a ramp that finds the cap (`Ramp`). What
-    a gradient does to the buffers, and the direction of a step, is up to the method (see `Method`). The momentum itself,
+    There are three kinds of step, in `momo_hf.optim.steps`: along the momentum, as far as the model of the loss says (`modelled`);
+    with `averaging`, a step that averages the iterates (`averaged`); and with `lr="auto"`, at first, the steps of a ramp that finds
+    the cap (`ramp`). What a gradient does to the buffers, and the direction of a step, is up to the method (see `Method`). The momentum itself,
     d <- β d + (1-β) g with β from `group["beta"]` or `group["betas"][0]`, is kept here, in `exp_avg`.
 
-    If something else moves the parameters, the model follows, as far as torch can see it (see `movement`).
+    If something else moves the parameters, the model follows, as far as torch can see it (see `momo_hf.optim.steps.movement`).
 
     The numbers in the parameter groups (`step`, `effective_lr`, ...) are tensors that every step overwrites. Copy them
     (`float(x)`, `x.clone()`) to keep a value.
