@@ -1,6 +1,7 @@
 """What the worker processes do: the same training in one process and in several, sharded and not."""
 
 import contextlib
+import importlib
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
@@ -21,8 +22,13 @@ def reset():
 
 
 def pretend(kind):
-    """accelerate offers FSDP and DeepSpeed on accelerators only, so it is told that these gloo processes have some."""
+    """accelerate offers FSDP and DeepSpeed on accelerators only, so it is told that these gloo processes have some.
+
+    And DeepSpeed is kept from compiling what it has for CPUs alone and does not use in training, which takes a minute.
+    """
     reset()
+    if kind == "zero":
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     PartialState(cpu=True)
     PartialState._shared_state["distributed_type"] = {
         "fsdp2": DistributedType.MULTI_GPU,
