@@ -40,7 +40,7 @@ def test_every_config_is_here():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_launch(name, tmp_path):
     command = ["scripts/run_translation.py", "configs/translation/demo.yaml", *TINY, "--output_dir", tmp_path]
-    launch(name, *command, cold=name == "ddp")
+    launch(name, *command, cold=name == "single")
     assert json.loads((tmp_path / "results.json").read_text())["arguments"]["optim"] == "momo_adam"
     state = json.loads((Path(tmp_path) / "trainer_state.json").read_text())
     assert [e["momo/effective_lr"] > 0 for e in state["log_history"] if "momo/effective_lr" in e] == [True, True]
