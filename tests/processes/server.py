@@ -19,9 +19,11 @@ from pathlib import Path
 
 import accelerate  # noqa: F401
 import datasets
+import deepspeed  # noqa: F401, which accelerate imports whenever a Trainer trains
 import diffusers
 import evaluate  # noqa: F401
 import sacrebleu  # noqa: F401
+import sklearn.datasets  # noqa: F401
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
 import torch.utils.tensorboard  # noqa: F401

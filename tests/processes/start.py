@@ -41,6 +41,7 @@ def server():
         HOME=str(folder / "home"),
         MPLCONFIGDIR=str(folder / "matplotlib"),
         JE_ARROW_MALLOC_CONF="background_thread:false",
+        DS_ACCELERATOR="cpu",
     )
     command = [sys.executable, "-m", "tests.processes.server", str(folder / "socket")]
     process = subprocess.Popen(
