@@ -60,8 +60,6 @@ class Compiled(Plain):
         for row in zip(*self.bucket.roles.values()):
             # `data` drops the note which tensor it is a view of; the compiler would compile anew for each kind of view.
             rows = [t.view(-1, ROW).data for t in row]
-            for t in rows:
-                torch._dynamo.mark_static(t, 1)
             by_size.setdefault(row[0].numel(), []).append(dict(zip(self.bucket.roles, rows)))
         batches = []
         for alike in by_size.values():
@@ -105,6 +103,8 @@ def compiled(kind: type[Kind], method: Method, how: How, count: int, first: bool
     def run(batch: list[Tensors], now: Now, numbers: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         rows, directions = [], []
         for tensors in batch:
+            # To the compiler the elements of a row are a constant from here on; the number of rows is not.
+            assert method.whole or all(t.size(1) == ROW for t in tensors.values())
             # In the dtype to compute in: they are taken whole and converted in the loop, without a copy.
             wide = {role: tensors[role].to(now.weight.dtype) for role in access.reads}
             if first:
