@@ -208,7 +208,7 @@ def moved(monkeypatch):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_what_is_read_and_written(cls, kind, move, known, units, weight_decay, moved):
     group = {"weight_decay": weight_decay, "divide": True, "bias_correction": True}
-    made = bucket(kind, *cls.methods.values(), [(64, 40), (64, 7)], torch.float32, 0, **group)
+    made = bucket(kind, *cls.methods.values(), [(16, 40), (16, 7)], torch.float32, 0, **group)
     size = 4 * sum(t.numel() for t in made.roles["param"])
     beginning = Beginning(torch.tensor(3.0), torch.tensor(0.1), torch.tensor(True))
     passes(SETS[kind], kind, made, beginning, known, update_of(kind, True, move))
