@@ -140,8 +140,8 @@ def take_cap(groups: list[Group], verdict: Verdict | None) -> None:
         )
 
 
-def unsettle(groups: list[Group], stand_in: float) -> None:
-    """Take back what `settle` did, where a new search is to begin.
+def drop_cap(groups: list[Group], stand_in: float) -> None:
+    """Take back what `take_cap` did, where a new search is to begin.
 
     Args:
         groups: the parameter groups, with or without a search that is over.

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from momo_hf.optim.auto import STAND_IN, Choice, stand_in_of, unsettle
+from momo_hf.optim.auto import STAND_IN, Choice, drop_cap, stand_in_of
 from momo_hf.optim.checkpoints import SCALARS, completed, restore, with_defaults
 from momo_hf.optim.method import Method
 from momo_hf.optim.rates import Rates
@@ -69,7 +69,7 @@ class Stateful(Optimizer):
             self._begin_anew()
             self._watch = Watch()
             self._searching = SEARCH.stands_in(self.param_groups[0])
-            unsettle(self.param_groups, stand_in_of(type(self)))
+            drop_cap(self.param_groups, stand_in_of(type(self)))
             reset(self.param_groups)
 
     # ---- Copied, saved and loaded ----

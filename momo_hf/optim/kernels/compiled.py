@@ -55,7 +55,7 @@ class Compiled(Plain):
     def batches(self) -> list[Batch]:
         """A call costs tens of microseconds; tensors of one size, as layers have them, share it."""
         if self.method.whole:
-            return [Batch([piece.take(piece.roles)], piece) for piece in self.pieces]
+            return [Batch([piece.read_all(piece.roles)], piece) for piece in self.pieces]
         by_size: dict[int, list[Tensors]] = {}
         for row in zip(*self.bucket.roles.values()):
             # `data` drops the note which tensor it is a view of; the compiler would compile anew for each kind of view.
@@ -87,7 +87,7 @@ class Compiled(Plain):
         for tensors, direction in zip(batch.tensors, directions):
             tensors["direction"] = direction
         if batch.stack is not None:
-            batch.stack.put(batch.tensors[0], access.writes)
+            batch.stack.write_all(batch.tensors[0], access.writes)
         return found
 
 

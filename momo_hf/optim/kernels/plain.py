@@ -31,10 +31,10 @@ class Plain(Kernels):
         access = self.kind.first_access(self.method, self.how)
         sums: list[Tensor] = []
         for i, piece in enumerate(self.pieces):
-            tensors = piece.take(access.reads)
+            tensors = piece.read_all(access.reads)
             sums += self.first_of(tensors)
             self.directions[i] = tensors.get("direction")
-            piece.put(tensors, access.writes)
+            piece.write_all(tensors, access.writes)
             del tensors  # before the next piece is read
         return total(sums, len(self.kind.SUMS), self.now.weight)
 
@@ -42,12 +42,12 @@ class Plain(Kernels):
         access = self.kind.second_access(self.method, self.how)
         left: list[Tensor] = []
         for i, piece in enumerate(self.pieces):
-            tensors = piece.take(access.reads)
+            tensors = piece.read_all(access.reads)
             direction = self.directions[i]
             if direction is not None:
                 tensors["direction"] = direction
             left += self.second_of(tensors, numbers)
-            piece.put(tensors, access.writes)
+            piece.write_all(tensors, access.writes)
             del tensors  # before the next piece is read
         return total(left, len(self.kind.LEFT), self.now.weight)
 

@@ -72,8 +72,8 @@ def next_averaged_step(
     new, (factor, decay, ok) = decide(
         triton_model.next_averaged_step, before, given, sums, inputs_valid, settings, weight
     )
-    settled = len(model_state)
-    return ModelState(*new[:settled]), AverageState(*new[settled:]), AveragedStep(factor, decay, weight, ok)
+    fields = len(model_state)
+    return ModelState(*new[:fields]), AverageState(*new[fields:]), AveragedStep(factor, decay, weight, ok)
 
 
 def decide(

@@ -72,7 +72,7 @@ def _entries(vector, group, groups, stride: tl.constexpr):
 
 
 @triton.jit
-def _settle(old, new, step, fstar, polyak, capped, stalled, raw, ok):
+def _keep_model(old, new, step, fstar, polyak, capped, stalled, raw, ok):
     """What both steps write into the fields of `ModelState` alike."""
     _keep(old, new, STEP, step, ok)
     _keep(old, new, FSTAR, fstar, ok)
@@ -167,7 +167,7 @@ def next_step(
     ok = finite(loss_avg) & finite(drift) & finite(fstar) & finite(polyak) & finite(raw)
     ok = ok & finite(tau) & finite(tl.sum(a, 0)) & finite(fed) & finite(tl.sum(n, 0)) & finite(tl.sum(s, 0))
     ok = ok & finite(slope) & finite(tl.sum(size, 0)) & flag(inputs_valid)
-    _settle(old, new, step, fstar, polyak, moves & (cap <= polyak), moves & (gap == 0), raw, ok)
+    _keep_model(old, new, step, fstar, polyak, moves & (cap <= polyak), moves & (gap == 0), raw, ok)
     _keep(old, new, LOSS_AVG, loss_avg, ok)
     tl.store(new + DRIFT, tl.where(ok, drift, old_drift))
     tl.store(factor + group, tl.where(ok, tau * ratio, 0.0), mask=mask)
@@ -251,7 +251,7 @@ def next_averaged_step(
         & flag(inputs_valid)
     )
     ok = ok & finite(tl.sum(step_ahead, 0)) & finite(tl.sum(s, 0)) & finite(tl.sum(v, 0))
-    _settle(old, new, step, fstar, polyak, moves & (cap <= polyak), (gap == 0) & (f <= fstar), raw, ok)
+    _keep_model(old, new, step, fstar, polyak, moves & (cap <= polyak), (gap == 0) & (f <= fstar), raw, ok)
     tl.store(new + LOSS_AVG, tl.load(old + LOSS_AVG))
     tl.store(new + DRIFT, tl.load(old + DRIFT))
     _keep(old, new, GAP_AVG, gap_avg, ok)

@@ -41,11 +41,11 @@ class Piece:
         self.dtype = dtype
         self.numel = sum(map(Tensor.numel, next(iter(roles.values()))))
 
-    def take(self, roles: Iterable[str]) -> dict[str, Tensor]:
+    def read_all(self, roles: Iterable[str]) -> dict[str, Tensor]:
         """`read` of some roles."""
         return {role: self.read(role) for role in roles}
 
-    def put(self, tensors: dict[str, Tensor], roles: Iterable[str]) -> None:
+    def write_all(self, tensors: dict[str, Tensor], roles: Iterable[str]) -> None:
         """`write` of some roles."""
         for role in roles:
             self.write(role, tensors[role])
@@ -93,14 +93,14 @@ class Part(Piece):
     def read(self, role: str) -> Tensor:
         return self.tensors[role]
 
-    def take(self, roles: Iterable[str]) -> dict[str, Tensor]:
+    def read_all(self, roles: Iterable[str]) -> dict[str, Tensor]:
         return self.tensors.copy()
 
     def write(self, role: str, flat: Tensor) -> None:
         if flat is not self.tensors[role]:
             self.tensors[role].copy_(flat)
 
-    def put(self, tensors: dict[str, Tensor], roles: Iterable[str]) -> None:
+    def write_all(self, tensors: dict[str, Tensor], roles: Iterable[str]) -> None:
         held = self.tensors
         for role in roles:
             if tensors[role] is not held[role]:
