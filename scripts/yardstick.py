@@ -136,7 +136,8 @@ def show(plan: Plan) -> None:
     (folder / "yardstick.md").write_text(table + "\n", "utf-8")
     pictures = [plot(plan, runs, folder / "yardstick.png")]
     if plan.whole_grids:
-        pictures += [plot_grid(plan, runs, task, folder / f"{task.name}.png") for task in plan.tasks]
+        started = [task for task in plan.tasks if task.name in set(runs["task"])]
+        pictures += [plot_grid(plan, runs, task, folder / f"{task.name}.png") for task in started]
     crashed = runs[runs["outcome"].str.startswith("crashed")].drop_duplicates(["task", "optimizer"])
     for row in crashed.itertuples():
         print(f"{row.task}, {row.rival}: {row.outcome}")

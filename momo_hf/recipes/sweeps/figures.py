@@ -69,6 +69,8 @@ def draw_final_values(
     """
     shown = means["mean"].dropna()
     low, high = means["min"].min(), means["max"].max()
+    if not len(shown):  # nothing has ended, or everything diverged
+        low, high = 0.0, 1.0
     # Beyond the values at the start of training the scale says nothing, and would hide the rest.
     if minimize and len(shown):
         high = min(high, low + 4 * (shown.median() - low) + 1e-12)
@@ -77,7 +79,7 @@ def draw_final_values(
     edge = high if minimize else low
     for name, color in colors.items():
         own = means[means["optimizer"] == name].sort_values("learning_rate")
-        if name in searching:
+        if name in searching and len(own):
             # At no learning rate of its own, so at all of them.
             axes.axhspan(own["min"].iloc[0], own["max"].iloc[0], color=color, alpha=0.15, linewidth=0)
             axes.axhline(own["mean"].iloc[0], color=color, label=f"{name} (searches)", linestyle="--")

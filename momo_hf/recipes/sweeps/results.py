@@ -4,6 +4,7 @@ import math
 
 import optuna
 import pandas as pd
+from pandas.api.typing import SeriesGroupBy
 
 from momo_hf.recipes.sweeps.config import Sweep, default_lr
 from momo_hf.recipes.sweeps.queue import finished, key
@@ -48,9 +49,12 @@ def averages(sweep: Sweep, runs: pd.DataFrame, metric: str | None = None) -> pd.
         runs: from `collect`.
         metric: one of `more_metrics`; default: the sweep's.
     """
-    groups = runs.groupby(["optimizer", "learning_rate"], sort=False)[metric or sweep.metric]
-    table = groups.agg([("mean", lambda v: v.mean(skipna=False)), "min", "max"]).reset_index()
-    return table
+    return over_seeds(runs.groupby(["optimizer", "learning_rate"], sort=False)[metric or sweep.metric])
+
+
+def over_seeds(groups: SeriesGroupBy) -> pd.DataFrame:
+    """Mean (NaN if a value is), least and greatest value of every group, beside what it was made by."""
+    return groups.agg([("mean", lambda values: values.mean(skipna=False)), "min", "max"]).reset_index()
 
 
 def summary(sweep: Sweep, runs: pd.DataFrame) -> pd.DataFrame:

@@ -2,17 +2,14 @@
 
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from momo_hf.recipes.sweeps.figures import draw_final_values
+from momo_hf.recipes.sweeps.figures import COLORS, draw_final_values
+from momo_hf.recipes.sweeps.results import over_seeds
 from momo_hf.recipes.yardstick.plan import Plan
 from momo_hf.recipes.yardstick.results import POINT
 from momo_hf.recipes.yardstick.task import Task
-
-
-COLORS = matplotlib.color_sequences["tab10"]
 
 
 def plot_grid(plan: Plan, runs: pd.DataFrame, task: Task, path: Path) -> Path:
@@ -25,8 +22,7 @@ def plot_grid(plan: Plan, runs: pd.DataFrame, task: Task, path: Path) -> Path:
         path: of the file.
     """
     own = runs[runs["task"] == task.name]
-    groups = own.groupby(["rival", *POINT], dropna=False, sort=False)["loss"]
-    means = groups.agg([("mean", lambda values: values.mean(skipna=False)), "min", "max"]).reset_index()
+    means = over_seeds(own.groupby(["rival", *POINT], dropna=False, sort=False)["loss"])
     titles = {rival.name: rival.title for rival in plan.rivals}
     several = means.groupby("rival")["schedule"].transform("nunique") > 1
     means["optimizer"] = means["rival"].map(titles) + (", " + means["schedule"]).where(several, "")

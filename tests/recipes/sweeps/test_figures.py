@@ -1,6 +1,7 @@
 """Nothing in a figure lies over anything else, and nothing is cut off."""
 
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,17 @@ def test_a_comparison_shows_all_its_points_and_labels(figures, tmp_path, ends):
     for axis in (axes.xaxis, axes.yaxis):
         assert_apart([label.get_window_extent() for label in axis.get_ticklabels()])
     assert_apart([axes.get_tightbbox(), figure.legends[0].get_window_extent()])
+
+
+def test_a_sweep_of_which_nothing_is_left_is_drawn(figures, tmp_path):
+    """All that has ended diverged, and the optimizer that searches has not run yet."""
+    sweep = load_sweep(ROOT / "configs/sweeps/demo.yaml", output_dir=str(tmp_path))
+    row = {"optimizer": "adamw", "learning_rate": 10.0, "seed": 0, sweep.metric: math.nan, "history": []}
+    plot_sweep(sweep, pd.DataFrame([row]))
+    final = figures[0].axes[0]
+    (cross,) = [line for line in final.lines if line.get_marker() == "x"]
+    assert cross.get_xydata().tolist() == [[10.0, 0.0]]  # at the edge of the worse values
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == list(sweep.optimizers)
 
 
 def test_a_sweep_has_its_legend_under_the_curves(figures, tmp_path):
