@@ -132,6 +132,7 @@ def filled(k):
     state = new_search(torch.zeros(()))
     state.left[: k - 1], state.samples[: k - 1] = left, 1.0
     state = state._replace(steps=torch.tensor(k - 1.0), start=torch.tensor(1e-6), norm=torch.tensor(1.0))
+    state = state._replace(above=torch.tensor(0.0))
     return state._replace(total=torch.tensor(-1e3)), left.tolist()
 
 
