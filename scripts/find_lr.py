@@ -4,7 +4,7 @@
     python scripts/find_lr.py configs/diffusion/demo.yaml --per_device_train_batch_size 16
     python scripts/find_lr.py scripts/run_translation.py my.yaml
 
-The task's script takes the steps, with MoMo-Adam in search of its cap, and is left when that is found: 72 steps at most, no
+The task's script takes the steps, with MoMo-Adam in search of its cap, and is left when that is found: 60 steps at most, no
 evaluation, nothing saved but the figure and the numbers, in `output_dir` with `-search` at its end.
 """
 

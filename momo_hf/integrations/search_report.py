@@ -8,7 +8,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from momo_hf.optim import MomoOptimizer
-from momo_hf.optim.steps.search import CAP_FACTOR, FIRST, LEFT, LONGEST, OVERSHOOT, REASONS, WEAK, Search
+from momo_hf.optim.steps.search import CAP_FACTOR, FIRST, LEFT, OVERSHOOT, REASONS, STEPS, WEAK, Search
 
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ class SearchReport:
         self._optimizer, self._folder, self._writes = optimizer, Path(folder), writes
         self._due = optimizer.searching
         search = optimizer.search
-        if self._due and writes and search is not None and search.steps + steps <= LONGEST:
+        if self._due and writes and search is not None and search.steps + steps <= STEPS:
             logger.warning(
-                f"This training has {steps} steps, and the search for the cap takes {FIRST + 1} to {LONGEST} in all, so it may end "
+                f"This training has {steps} steps, and the search for the cap takes {FIRST + 1} to {STEPS} in all, so it may end "
                 "before anything is learnt. Train longer, or give a learning rate."
             )
 

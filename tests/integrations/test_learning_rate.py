@@ -103,11 +103,11 @@ def test_a_default_is_named_with_the_class_that_it_is_from(tmp_path, caplog):
 
 @pytest.mark.parametrize("cls", KINDS)
 def test_the_automatic_one_takes_no_default_for_a_cap(cls, tmp_path, caplog):
-    lines, summary, optimizer = said(caplog, untouched(tmp_path, cls, optim="momo_adam_auto", max_steps=75))
+    lines, summary, optimizer = said(caplog, untouched(tmp_path, cls, optim="momo_adam_auto", max_steps=70))
     search = optimizer.search
     assert lines == [] and search.reason == "overshoot"  # all is well
     assert f"The cap, {search.cap:.2g}, was found in {search.steps} steps before." in summary
-    assert f"of {75 - search.steps} steps" in summary and "momo_adam_auto" not in summary
+    assert f"of {70 - search.steps} steps" in summary and "momo_adam_auto" not in summary
     explicit = untouched(tmp_path, cls, optim="momo_adam_auto", learning_rate=float(str(KINDS[cls])))
     (line,), summary, optimizer = said(caplog, explicit)
     assert f"learning_rate={KINDS[cls]:g} was given, so it is the upper bound" in line
@@ -139,7 +139,7 @@ def test_a_momo_trainer_without_a_choice_takes_the_preset_and_says_which(tmp_pat
 
 
 def test_what_cannot_be_known_is_said(tmp_path, caplog):
-    args = loaded(untouched(tmp_path, optim="momo_adam_auto", max_steps=75), tmp_path)
+    args = loaded(untouched(tmp_path, optim="momo_adam_auto", max_steps=70), tmp_path)
     (line,), _, optimizer = said(caplog, args)
     assert "nobody knows whether learning_rate=5e-05, the default of TrainingArguments, was chosen" in line
     assert optimizer.search is not None

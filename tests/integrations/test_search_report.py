@@ -15,7 +15,6 @@ from momo_hf import MomoAdam
 from momo_hf.integrations.search_report import SearchReport, draw_search
 from momo_hf.optim.steps.search import Search
 from tests.integrations.test_transformers import arguments
-from tests.optim.ramp_reference import warmup
 from tests.toys import Net, Points
 
 
@@ -31,7 +30,7 @@ def test_a_trainer_logs_the_ramp_and_then_the_cap_whatever_the_schedule_takes_of
     logs = trainer.state.log_history[:100]
     for name in ("momo/cap", "learning_rate", "momo/effective_lr"):
         assert [entry[name] for entry in logs[: search.steps - 1]] == pytest.approx(search.step_sizes[:-1])
-    expected = search.cap * np.minimum(np.arange(1, 101 - search.steps) / warmup(search), 1)
+    expected = search.cap * np.minimum(np.arange(1, 101 - search.steps) / search.steps, 1)
     for name in ("momo/cap", "learning_rate"):
         assert [entry[name] for entry in logs[search.steps :]] == pytest.approx(expected, rel=1e-5, abs=1e-12)
     assert all(0 <= entry["momo/effective_lr"] <= search.cap * 1.0001 for entry in logs[search.steps :])
@@ -128,15 +127,15 @@ def test_a_run_that_ends_in_the_middle_of_the_search_says_so_and_shows_what_ther
     with caplog.at_level(logging.WARNING):
         train(tmp_path, steps=20)
     begun, ended = [r.message for r in caplog.records if r.name.endswith("search_report")]
-    assert begun.startswith("This training has 20 steps, and the search for the cap takes 13 to 72 in all")
+    assert begun.startswith("This training has 20 steps, and the search for the cap takes 13 to 60 in all")
     assert ended.startswith("Training ended after 20 steps of the search")
     found = json.loads((tmp_path / "search.json").read_text())
     assert found["cap"] is None and found["steps"] == len(found["losses"]) == 20 and (tmp_path / "search.png").exists()
 
 
-@pytest.mark.parametrize("steps, said", [(51, True), (52, False)])
+@pytest.mark.parametrize("steps, said", [(39, True), (40, False)])
 def test_a_run_that_may_be_shorter_than_its_search_is_told_at_the_start(tmp_path, caplog, steps, said):
-    """One that goes on after 21 of at most 72 steps of it; of the main process."""
+    """One that goes on after 21 of at most 60 steps of it; of the main process."""
     optimizer, step = stepper()
     for _ in range(21):
         step()

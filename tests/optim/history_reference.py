@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tests.averaging_reference import AveragingReference
-from tests.optim.ramp_reference import sizes, verdict
+from tests.optim.ramp_reference import verdict
 
 
 @dataclass
@@ -42,15 +42,13 @@ class History:
     def begin(self, points):
         """A new optimizer on these parameters."""
         self.points, self.searching, self.known = points, self.auto, [False] * len(points)
-        self.skipped, self.lowered = 0, False
-        self._begin_ramp()
+        self.rows, self.dropped, self.first_size, self.skipped = [], 0, None, 0
+        self.d = [np.zeros_like(p) for p in points]
+        self.v = [np.zeros_like(p) for p in points]
+        self.u = [np.zeros_like(p) for p in points]
         self.origins = [np.array(p) for p in points]
         if not self.auto:
             self._begin_average()
-
-    def _begin_ramp(self):
-        self.rows, self.dropped, self.first_size = [], 0, None
-        self.d, self.v, self.u = ([np.zeros_like(p) for p in self.points] for _ in range(3))
 
     def _begin_average(self):
         lrs = [0.0] * len(self.decays)
@@ -111,8 +109,7 @@ class History:
             self._ramp(loss, grads, kappa, usable and kappa > 0)
         elif usable:
             if self.auto:
-                warmup = len(self.rows) + (0 if self.lowered else 20)
-                lrs = [self.cap * min((self.average.k + 1) / warmup, 1.0)] * len(self.decays)
+                lrs = [self.cap * min((self.average.k + 1) / len(self.rows), 1.0)] * len(self.decays)
             self.average.lrs = lrs
             self.average.step(loss, grads, kappa)
             self.tau = self.average.taus[-1]
@@ -121,12 +118,9 @@ class History:
         if not usable:
             self.dropped += 1 if np.isfinite(loss) else 10
             if self.dropped >= 20 and self.rows:
-                early = len(self.rows) < 12 and not self.lowered
-                self._begin_anew() if early else self._end(self._cautious())
+                self._end(self._cautious())
             return
         self.dropped, k = 0, len(self.rows) + 1
-        if k == 1:
-            self.origins = [np.array(p) for p in self.points]
         rho = 1 - self.beta**k if self.corrected else 1.0
         slope = norm = sample = 0.0
         for i, known in enumerate(self.known):
@@ -147,12 +141,10 @@ class History:
         if k == 1:
             gap = kappa * (loss - self.lb)
             self.first_size = 1e-6 if self.beta2 is not None else 1e-4 * gap / norm
-        reason, cap = verdict(self.rows, self.first_size, self.lowered)
-        if reason == "too high":
-            return self._begin_anew()
+        reason, cap = verdict(self.rows, self.first_size)
         if reason:
             return self._end(cap)
-        self.tau = sizes(self.first_size, k, self.lowered)[-1]
+        self.tau = self.first_size * 2 ** ((k - 1) / 3)
         for i, known in enumerate(self.known):
             if known:
                 self.points[i] = self.points[i] - self.tau * self.u[i]
@@ -164,19 +156,11 @@ class History:
         S = np.concatenate([[0.0], np.cumsum(np.clip(r, -1, 1) - 0.15)])
         best, k = int(np.argmax(S)), len(self.rows)
         noise = np.median(np.abs(np.diff(r))) / 0.95 if k > 4 else np.inf
-        alpha = sizes(self.first_size, k, self.lowered)
+        sizes = self.first_size * 2.0 ** (np.arange(k) / 3)
         strong = best > 0 and S[best] >= 4 * noise * np.sqrt(best)
-        return 0.3 * np.sqrt((alpha[best - 1] if strong else 0.1 * alpha[-1]) * alpha[-1])
-
-    def _go_back(self):
-        self.points = [np.array(o if k else p) for o, p, k in zip(self.origins, self.points, self.known)]
-
-    def _begin_anew(self):
-        self._go_back()
-        self.lowered = True
-        self._begin_ramp()
+        return 0.3 * np.sqrt((sizes[best - 1] if strong else 0.1 * sizes[-1]) * sizes[-1])
 
     def _end(self, cap):
         self.cap, self.searching = cap, False
-        self._go_back()
+        self.points = [np.array(o if k else p) for o, p, k in zip(self.origins, self.points, self.known)]
         self._begin_average()

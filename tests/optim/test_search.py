@@ -12,16 +12,14 @@ from momo_hf.optim.adam import Adam
 from momo_hf.optim.steps.search import REASONS, new_search, next_move
 from momo_hf.optim.steps.verdict import Verdict
 from tests.optim.problem import both, least_squares, leave_out_fused, train
-from tests.optim.ramp_reference import ramp, sizes, verdict, warmup
+from tests.optim.ramp_reference import ramp, verdict
 from tests.optim.test_cost import NoReads
 
 
 def made_up(seed):
-    """A ramp as one could be recorded, of the sizes of one that begins anew: a share that falls to where steps overshoot, noise,
-    harm; (f, slope, n, q) each.
-    """
+    """A ramp as one could be recorded: a share that falls to where steps overshoot, noise, harm; (f, slope, n, q) each."""
     rng = np.random.default_rng(seed)
-    size = sizes(1e-6, 60, lowered=True)
+    size = 1e-6 * 2.0 ** (np.arange(60) / 3)
     turn, hurt = 10 ** rng.uniform(-5.5, 1, 2)
     noise = rng.choice([0.02, 0.3, 1.0, 4.0])
     left = rng.uniform(0.2, 1) * np.clip(1 - size / turn, -3, 1) + noise * rng.standard_normal(60)
@@ -31,41 +29,30 @@ def made_up(seed):
     return list(zip(rng.uniform(1, 2, 60), slope, norm, sample))
 
 
-def follow(rows, place=0, **options):
-    """The states of the package's rule over rows, until it ends; from the one at `place` on, and from the first if it begins anew."""
+def follow(rows, **options):
+    """The states of the package's rule over rows, until it ends."""
     state = new_search(torch.zeros((), dtype=torch.float64))
-    while place < len(rows):
-        numbers = torch.tensor(rows[place], dtype=torch.float64).unbind()
-        before, place = state, place + 1
-        state, move = next_move(before, *numbers, lb=0.0, **{"start": 1e-6, **options})
+    for row in rows:
+        numbers = torch.tensor(row, dtype=torch.float64).unbind()
+        state, move = next_move(state, *numbers, lb=0.0, **{"start": 1e-6, **options})
         yield state, move
-        if move.back and state.ended:
-            return
         if move.back:
-            place = 0
+            return
 
 
 def test_the_rule_is_the_formula():
     seen = set()
     for seed in range(80):
-        rows, k, begun, lowered = made_up(seed), 0, 20, False
-        for state, move in follow(rows, place=begun):
-            k += 1
-            reason, cap = verdict(rows[begun : begun + k], 1e-6, lowered)
+        rows = made_up(seed)
+        for k, (state, move) in enumerate(follow(rows), start=1):
+            reason, cap = verdict(rows[:k], 1e-6)
             assert {value.dtype for value in state} == {torch.float64}
-            assert bool(move.accepted) != bool(move.back) == bool(reason), (seed, k)
-            assert bool(move.begins) == (k == 1)
-            np.testing.assert_allclose(move.size, sizes(1e-6, k, lowered)[-1], rtol=1e-12)
-            seen.add((reason, lowered))
-            if reason == "too high":
-                fresh = new_search(state.cap)._replace(above=0 * state.cap, before=12 + 0 * state.cap)
-                torch.testing.assert_close(tuple(state), tuple(fresh), equal_nan=True)
-                k, begun, lowered = 0, 0, True
-            else:
-                assert REASONS[int(state.ended)] == reason, (seed, k)
+            assert REASONS[int(state.ended)] == reason and bool(move.back) == bool(reason), (seed, k)
+            assert bool(move.accepted) != bool(move.back)
+            np.testing.assert_allclose(move.size, 1e-6 * 2 ** ((k - 1) / 3), rtol=1e-12)
         np.testing.assert_allclose(state.cap, cap, rtol=1e-9)
-    ends = ("", "overshoot", "harm", "the end of the ramp", "nothing found")
-    assert seen == {(end, lowered) for end in ends for lowered in (False, True)} | {("too high", False)}
+        seen.add(reason)
+    assert seen == {"overshoot", "harm", "the end of the ramp", "nothing found"}
 
 
 @pytest.mark.parametrize("scatter", [0.3, 0.8, 1.2])
@@ -76,9 +63,9 @@ def test_samples_that_only_scatter_are_no_harm_and_a_jump_is(scatter):
         rng = np.random.default_rng(seed)
         sample = np.exp(scatter * rng.standard_normal(60)) * np.where(np.arange(60) < 40, 1, 200)
         rows = list(zip(np.ones(60), rng.standard_normal(60), np.ones(60), sample))
-        state = list(follow(rows, place=20))[-1][0]
+        state = list(follow(rows))[-1][0]
         assert REASONS[int(state.ended)] == "harm"
-        ended.append(int(state.steps) + (0 if state.before else 20))
+        ended.append(int(state.steps))
     # The medians of five see the jump three steps later.
     assert sum(43 <= steps <= 46 for steps in ended) >= 24
 
@@ -92,35 +79,20 @@ def test_a_clip_factor_is_taken_out_of_the_samples_alone():
 
 @pytest.mark.parametrize("where", [0, 1, 2, 3])
 def test_what_is_not_finite_is_dropped_and_ends_the_search_when_it_stays(where):
-    rows = made_up(1)[20:]
-    bad = list(rows[15])
+    rows = made_up(2)
+    bad = list(rows[10])
     bad[where] = math.nan
-    once = [state for state, _ in follow([*rows[:15], tuple(bad), *rows[15:]])]
-    assert once[15].steps == once[14].steps == 15 and once[15].dropped > 0
+    once = [state for state, _ in follow([*rows[:10], tuple(bad), *rows[10:]])]
+    assert once[10].steps == once[9].steps == 10 and once[10].dropped > 0
     without = [state for state, _ in follow(rows)]
     torch.testing.assert_close(tuple(once[-1]), tuple(without[-1]), equal_nan=True)
     # A loss is given a second batch, a gradient as long as a loss scaler may need.
     patience = 2 if where == 0 else 20
-    states = [state for state, _ in follow([*rows[:15], *[tuple(bad)] * 30])]
-    assert len(states) == 15 + patience and REASONS[int(states[-1].ended)] == REASONS[3]
-    assert 0 < states[-1].cap < 0.3 * sizes(1e-6, 15, lowered=False)[-1]
+    states = [state for state, _ in follow([*rows[:10], *[tuple(bad)] * 30])]
+    assert len(states) == 10 + patience and REASONS[int(states[-1].ended)] == REASONS[3]
+    assert 0 < states[-1].cap < 0.3 * 1e-6 * 2 ** (9 / 3) + 1e-12
     # Where nothing was moved yet, nothing is to blame.
     assert len(list(follow([(math.nan,) * 4] * 50))) == 50
-
-
-@pytest.mark.parametrize("k", [1, 6, 11])
-def test_a_first_ramp_that_is_not_finite_at_once_begins_anew(k):
-    low = made_up(2)
-    state = new_search(torch.zeros((), dtype=torch.float64))
-    for taken, row in enumerate([*low[20 : 20 + k], *[(math.nan,) * 4] * 2, *low], start=1):
-        state, move = next_move(state, *torch.tensor(row, dtype=torch.float64).unbind(), lb=0.0, start=1e-6)
-        if taken == k + 2:
-            assert move.back and not state.ended and state.before == k and state.steps == 0
-        elif move.back:
-            break
-    reason, cap = verdict(low[: taken - k - 2], 1e-6, lowered=True)
-    assert REASONS[int(state.ended)] == reason
-    np.testing.assert_allclose(state.cap, cap, rtol=1e-9)
 
 
 def problem(seed=0, rows=8, noise=0.3, dtype=torch.float64):
@@ -199,12 +171,12 @@ def test_the_ramp_takes_plain_steps_of_the_method(cls, clip, seed):
     assert optimizer.search == (None, 0, "", [], [], [])
     before = [p.detach().clone() for p in params]
     steps = search(optimizer, backward, clip)
-    rows, reason, cap, taken, lost = ramp(x, gradient, clip=clip, **ARGUMENTS[cls])
+    rows, reason, cap = ramp(x, gradient, clip=clip, **ARGUMENTS[cls])
     found = optimizer.search
-    assert found.steps == steps == len(taken) == lost + len(rows) and found.reason == reason
+    assert found.steps == steps == len(rows) and found.reason == reason
     np.testing.assert_allclose(found.losses, [row[0] for row in rows], rtol=1e-9)
     np.testing.assert_allclose(found.cap, cap, rtol=1e-9)
-    np.testing.assert_allclose(found.step_sizes, taken[lost:], rtol=1e-9)
+    np.testing.assert_allclose(found.step_sizes, found.step_sizes[0] * 2 ** (np.arange(steps) / 3), rtol=1e-12)
     r = np.clip([row[1] / last[2] for row, last in zip(rows[1:], rows)], -1, 1)
     np.testing.assert_allclose(found.sums, [0, *np.cumsum(r - 0.15)], rtol=1e-7, atol=1e-9)
     assert all(torch.equal(p, x) for p, x in zip(params, before))
@@ -240,7 +212,7 @@ def test_after_it_training_begins_as_with_the_cap_as_lr_and_a_warmup(cls):
         loss, _ = backward(j % 60)
         for p, q in zip(params, others):
             q.grad = p.grad.clone()
-        fresh.param_groups[0]["lr"] = optimizer.search.cap * min(1.0, j / warmup(optimizer.search)) * factor(j)
+        fresh.param_groups[0]["lr"] = optimizer.search.cap * min(1.0, j / steps) * factor(j)
         optimizer.step(loss=loss)
         scheduler.step()
         fresh.step(loss=loss)

@@ -8,7 +8,6 @@ from torch import nn
 
 from momo_hf.optim import Momo, MomoAdam
 from tests.optim.problem import both
-from tests.optim.ramp_reference import warmup
 from tests.optim.test_search import problem, search
 
 
@@ -38,14 +37,14 @@ def test_after_it_averaging_begins_as_with_the_cap_as_lr_and_a_warmup(cls, dtype
     # A warmup is followed, a decay is not. What counts is the largest, also of the search.
     factor = lambda j: min(1.0, j / 20) if j < 70 else 0.1  # noqa: E731
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda j: factor(j + 1))
-    search(optimizer, backward)
+    number = search(optimizer, backward)
     others = [nn.Parameter(p.detach().clone()) for p in params]
     fresh = cls(others, lr=0.0, weight_decay=0.1, averaging=True)
     for j in range(1, 101):
         loss, _ = backward(j % 60)
         for p, q in zip(params, others):
             q.grad = p.grad.clone()
-        fresh.param_groups[0]["lr"] = optimizer.search.cap * min(1.0, j / warmup(optimizer.search)) * min(1.0, j / 20)
+        fresh.param_groups[0]["lr"] = optimizer.search.cap * min(1.0, j / number) * min(1.0, j / 20)
         optimizer.step(loss=loss)
         scheduler.step()
         fresh.step(loss=loss)

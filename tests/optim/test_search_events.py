@@ -7,7 +7,6 @@ import torch
 
 from momo_hf.optim import MomoAdam
 from tests.optim.problem import both, least_squares, train
-from tests.optim.ramp_reference import warmup
 
 
 def test_an_lr_that_falls_when_the_search_is_over_is_not_followed():
@@ -18,7 +17,7 @@ def test_an_lr_that_falls_when_the_search_is_over_is_not_followed():
     optimizer.eval()
     optimizer.train()
     optimizer.param_groups[0]["lr"] *= 0.1
-    train(optimizer, backward, warmup(optimizer.search))
+    train(optimizer, backward, optimizer.search.steps)
     assert float(optimizer.cap()) == pytest.approx(optimizer.search.cap)
 
 
@@ -78,27 +77,3 @@ def test_a_dropped_loss_is_a_step_of_it_unless_another_keeps_the_losses(cls, ask
     optimizer.set_loss(1.0)
     optimizer.drop_loss()
     assert optimizer.param_groups[0]["skipped"] == (0 if asked else 1) and optimizer.search.steps == 5
-
-
-@both
-@pytest.mark.parametrize("at", [5, 15, 75])
-def test_a_search_that_an_earlier_version_saved_goes_on_as_it_would_have_there(cls, at, monkeypatch):
-    """There every ramp was a whole one."""
-    params, backward = least_squares()
-    with monkeypatch.context() as patch:
-        patch.setattr("momo_hf.optim.steps.search.LEFT_OUT", 0)
-        optimizer = cls(params, lr="auto")
-        train(optimizer, backward, at)
-    state, weights = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in params]
-    train(optimizer, backward, 90 - at)
-    expected, search = [p.detach().clone() for p in params], optimizer.search
-    for group in state["param_groups"]:
-        del group["search_above"], group["search_before"]
-    with torch.no_grad():
-        for p, value in zip(params, weights):
-            p.copy_(value)
-    resumed = cls(params, lr="auto")
-    resumed.load_state_dict(state)
-    train(resumed, backward, 90 - at)
-    assert resumed.search == search and search.steps > 20
-    assert all(map(torch.equal, params, expected))

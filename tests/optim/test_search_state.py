@@ -76,7 +76,7 @@ def test_a_saved_state_brings_its_own_kind_of_lr():
     assert auto.param_groups[0]["step"] == 4
     given.load_state_dict(saved[0])
     train(given, backward, 1)
-    assert given.search.steps == 40 and given.param_groups[0]["step"] == 41
+    assert given.search.steps == 60 and given.param_groups[0]["step"] == 21
     assert given.param_groups[0]["lr"] == given.search.cap
 
 
@@ -145,9 +145,9 @@ def test_an_added_group_joins_the_search_and_the_cap():
     optimizer.add_param_group({"params": params[1:]})
     params[1].requires_grad_(True)
     start = params[1].detach().clone()
-    train(optimizer, backward, 25)
+    train(optimizer, backward, 40)
     assert not torch.equal(params[1], start)
-    train(optimizer, backward, 10)
+    train(optimizer, backward, 15)
     assert torch.equal(params[1], start)
     optimizer.param_groups[1]["lr"] *= 0.5
     train(optimizer, backward, 80)
@@ -171,11 +171,11 @@ def test_losses_that_are_not_finite_end_it_and_one_bad_batch_does_not(cls):
     params, backward = least_squares()
     before = [p.detach().clone() for p in params]
     optimizer = cls(params, lr="auto")
-    train(optimizer, backward, 15)
+    train(optimizer, backward, 20)
     backward()
     optimizer.step(loss=float("nan"))
     train(optimizer, backward, 1)
-    assert optimizer.search.steps == 16 and optimizer.param_groups[0]["skipped"] == 1
+    assert optimizer.search.steps == 21 and optimizer.param_groups[0]["skipped"] == 1
     for _ in range(2):
         backward()
         for p in params:
@@ -193,7 +193,7 @@ def test_noise_ends_at_a_cautious_cap(seed):
     torch.manual_seed(seed)
     params = [nn.Parameter(torch.randn(30, 10)), nn.Parameter(torch.randn(10))]
     optimizer = MomoAdam(params, lr="auto")
-    while optimizer.search.cap is None:
+    for _ in range(60):
         for p in params:
             p.grad = torch.randn_like(p)
         optimizer.step(loss=1 + 0.1 * torch.randn(()))
@@ -210,8 +210,8 @@ def test_what_was_found_is_said_once(caplog):
             train(optimizer, backward, 5)
     found = [record.message for record in caplog.records if "search: cap" in record.message]
     assert found == [
-        "search: cap 0.051 found after 21 steps: longer ones overshoot.",
-        "search: cap 0.16 found after 40 steps, the whole ramp: no step of it was much too long.",
+        "search: cap 0.051 found after 41 steps: longer ones overshoot.",
+        "search: cap 0.16 found after 60 steps, the whole ramp: no step of it was much too long.",
     ]
 
 
@@ -219,7 +219,7 @@ def test_parameters_changed_from_outside_after_it_are_followed():
     """The way back is no movement that the model takes in, and later ones are."""
     params, backward = least_squares()
     optimizer = MomoAdam(params, lr="auto")
-    train(optimizer, backward, 41)
+    train(optimizer, backward, 61)
     drift = optimizer.param_groups[0]["drift"].clone()
     assert -1e-2 < drift < 0
     with torch.no_grad():

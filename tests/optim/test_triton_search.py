@@ -100,17 +100,6 @@ def test_every_end(reason, how, start):
     assert_same(ours[1], expected[1])
 
 
-@pytest.mark.parametrize(
-    "steps, bad, before", [(11, (), 0), (12, (), 12), (24, (), 12), (12, range(6, 13), 0), (13, range(6, 13), 6)]
-)
-def test_a_ramp_that_began_too_high_begins_anew(steps, bad, before):
-    """After twelve steps whose slopes are below 0, once; and after a few whose numbers stay bad."""
-    ours, expected = last_steps(seed=0, steps=steps, turn=1, noise=0.1, bad=bad, lb=0.0, start=1e-6)
-    assert ours[0].before == before and ours[1].back == (steps in (12, 13) and before > 0)
-    assert_same(ours[0], expected[0])
-    assert_same(ours[1], expected[1])
-
-
 @pytest.mark.parametrize("k", [13, 20, 41, 58])
 @pytest.mark.parametrize("margin, reason", [(0.999, ""), (1.001, "overshoot")])
 def test_the_signal_is_compared_with_the_median_of_distances(k, margin, reason):
@@ -143,7 +132,6 @@ def filled(k):
     state = new_search(torch.zeros(()))
     state.left[: k - 1], state.samples[: k - 1] = left, 1.0
     state = state._replace(steps=torch.tensor(k - 1.0), start=torch.tensor(1e-6), norm=torch.tensor(1.0))
-    state = state._replace(above=torch.tensor(0.0))
     return state._replace(total=torch.tensor(-1e3)), left.tolist()
 
 

@@ -12,14 +12,11 @@ from momo_hf.optim.steps import search
 
 
 # The 0-dim fields of `SearchState`, in their order.
-K, START, ABOVE, BEFORE, NORM, TOTAL, HIGHEST, HIGHEST_STEP, DROPPED, ENDED, CAP, SCALARS = map(
-    tl.constexpr, range(12)
-)
+K, START, NORM, TOTAL, HIGHEST, HIGHEST_STEP, DROPPED, ENDED, CAP, SCALARS = (tl.constexpr(i) for i in range(10))
 # Entries of a vector: at least `STEPS`.
 LANES = tl.constexpr(64)
 
 OCTAVE, STEPS, LEFT, FIRST = map(tl.constexpr, (search.OCTAVE, search.STEPS, search.LEFT, search.FIRST))
-RISEN = tl.constexpr(search.RISEN)
 CERTAIN, DROP, NOISE = map(tl.constexpr, (search.CERTAIN, search.DROP, search.NOISE))
 WINDOW, JUMP, SCATTER = map(tl.constexpr, (search.WINDOW, search.JUMP, search.SCATTER))
 MEDIAN_DISTANCE, TINY = map(tl.constexpr, (search.MEDIAN_DISTANCE, search.TINY))
@@ -30,8 +27,8 @@ RAMP, NOTHING = map(tl.constexpr, (search.RAMP, search.NOTHING))
 
 
 @triton.jit
-def _size_of(start, above, step):
-    return start * tl.exp2((step - 1 + above) / OCTAVE)
+def _size_of(start, step):
+    return start * tl.exp2((step - 1) / OCTAVE)
 
 
 @triton.jit
@@ -63,18 +60,20 @@ def _median_of_first(values, count):
 
 
 @triton.jit
-def _vector(old, value, place):
+def _vector(old, new, field: tl.constexpr, value, place):
     """A vector with a value in place of the one that is at a place, counted from 1."""
     lane = tl.arange(0, LANES)
     values = tl.load(old + lane, mask=lane < STEPS, other=float("nan"))
-    return tl.where(lane + 1 == place, value, values)
+    values = tl.where(lane + 1 == place, value, values)
+    tl.store(new + SCALARS + field * STEPS + lane, values, mask=lane < STEPS)
+    return values
 
 
 @triton.jit
-def _keep_vector(new, field: tl.constexpr, values, anew):
-    lane = tl.arange(0, LANES)
-    values = tl.where(anew, float("nan"), values)
-    tl.store(new + SCALARS + field * STEPS + lane, values, mask=lane < STEPS)
+def _keep(old, new, field: tl.constexpr, value, ok):
+    kept = tl.where(ok, value, tl.load(old + field))
+    tl.store(new + field, kept)
+    return kept
 
 
 @triton.jit
@@ -122,30 +121,27 @@ def next_move(
             gap = low + kappa * (f - low) - low
         begin = OF_POLYAK * tl.where((gap > 0) & (n > 0), gap / n, 1.0)
     begin = tl.where(first, begin, tl.load(old + START))
-    above = tl.load(old + ABOVE)
-    tl.store(size, _size_of(begin, above, step))
+    tl.store(size, _size_of(begin, step))
 
     r = tl.where(first, float("nan"), g / clamp(tl.load(old + NORM), TINY))
-    old_total, old_highest, old_highest_step = (
-        tl.load(old + TOTAL),
-        tl.load(old + HIGHEST),
-        tl.load(old + HIGHEST_STEP),
-    )
-    total = tl.where(first, 0.0, old_total + minimum(clamp(r, -1.0), 1.0) - LEFT)
-    higher = ok & (total > old_highest)
-    highest = tl.where(higher, total, old_highest)
-    highest_step = tl.where(higher, step - 1, old_highest_step)
+    total = tl.where(first, 0.0, tl.load(old + TOTAL) + minimum(clamp(r, -1.0), 1.0) - LEFT)
+    old_highest = tl.load(old + HIGHEST)
+    higher = total > old_highest
+    k = _keep(old, new, K, step, ok)
+    begin = _keep(old, new, START, begin, ok)
+    _keep(old, new, NORM, n, ok)
+    highest_step = tl.where(higher, step - 1, tl.load(old + HIGHEST_STEP))
+    highest_step = _keep(old, new, HIGHEST_STEP, highest_step, ok)
+    highest = _keep(old, new, HIGHEST, tl.where(higher, total, old_highest), ok)
     place = tl.where(ok, step, 0.0)  # a step that is dropped has none
-    left = _vector(old_left, r, place)
-    samples = _vector(old_samples, h, place)
-    losses = _vector(old_losses, f, place)
-    sums = _vector(old_sums, total, place)
-    k = tl.where(ok, step, step - 1)
-    begin = tl.where(ok, begin, tl.load(old + START))
-    n = tl.where(ok, n, tl.load(old + NORM))
-    total = tl.where(ok, total, old_total)
+    left = _vector(old_left, new, 0, r, place)
+    samples = _vector(old_samples, new, 1, h, place)
+    _vector(old_losses, new, 2, f, place)
+    _vector(old_sums, new, 3, total, place)
+    total = _keep(old, new, TOTAL, total, ok)
     dropped = tl.load(old + DROPPED) + tl.where(finite(f), 1.0, LOST)
     dropped = tl.where(ok, 0.0, dropped)
+    tl.store(new + DROPPED, dropped)
 
     # The verdict.
     lane = tl.arange(0, LANES)
@@ -161,36 +157,19 @@ def next_move(
     risen = _of_rank(recent, _ranks(recent), WINDOW // 2) > harmed * _median_of_first(samples, k)
 
     overshoot = strong & (highest - total >= clamp(NOISE * noise, DROP))
-    early, last = k <= FIRST, k + above >= STEPS
-    reason = tl.where(last, tl.where(strong, RAMP, NOTHING), 0.0)
+    early = k <= FIRST
+    reason = tl.where(k >= STEPS, tl.where(strong, RAMP, NOTHING), 0.0)
     reason = tl.where((early == 0) & (strong == 0) & risen, HARM, reason)
     reason = tl.where((early == 0) & overshoot, OVERSHOOT, reason)
     reason = tl.where(ok, reason, tl.where((dropped >= PATIENCE) & (k > 0), NOT_FINITE, 0.0))
 
-    end = _size_of(begin, above, clamp(k, 1.0))
-    turn = _size_of(begin, above, clamp(highest_step, 1.0))
+    end = _size_of(begin, clamp(k, 1.0))
+    turn = _size_of(begin, clamp(highest_step, 1.0))
     cap = CAP_FACTOR * tl.sqrt(tl.where(strong, turn, WEAK * end) * end)
     cap = tl.where(reason == NOTHING, minimum(CAP_FACTOR * tl.sqrt(turn * end), FALLBACK * begin), cap)
-
-    # Whether the ramp began too high.
-    anew = (ok & (k == FIRST) & (total < RISEN)) | ((k < FIRST) & (reason == NOT_FINITE))
-    anew = anew & (above > 0)
-    over = (reason > 0) & (anew == 0)
-    tl.store(new + ABOVE, tl.where(anew, 0.0, above))
-    tl.store(new + BEFORE, tl.where(anew, k, tl.load(old + BEFORE)))
-    tl.store(new + K, tl.where(anew, 0.0, k))
-    tl.store(new + START, tl.where(anew, 0.0, begin))
-    tl.store(new + NORM, tl.where(anew, 0.0, n))
-    tl.store(new + TOTAL, tl.where(anew, 0.0, total))
-    tl.store(new + HIGHEST, tl.where(anew, 0.0, highest))
-    tl.store(new + HIGHEST_STEP, tl.where(anew, 0.0, highest_step))
-    tl.store(new + DROPPED, tl.where(anew, 0.0, dropped))
-    tl.store(new + ENDED, tl.where(anew, 0.0, reason))
-    tl.store(new + CAP, tl.where(over, cap, 0.0))
-    _keep_vector(new, 0, left, anew)
-    _keep_vector(new, 1, samples, anew)
-    _keep_vector(new, 2, losses, anew)
-    _keep_vector(new, 3, sums, anew)
-    tl.store(moves, ok & (reason == 0) & (anew == 0))
-    tl.store(returns, (reason > 0) | anew)
+    back = reason > 0
+    tl.store(new + ENDED, reason)
+    tl.store(new + CAP, tl.where(back, cap, 0.0))
+    tl.store(moves, ok & (back == 0))
+    tl.store(returns, back)
     tl.store(begins, first)

@@ -1,5 +1,4 @@
-"""The ramp: steps of growing size that find the cap, and then take themselves back. The rule that ends it is in `search`, and
-may have it begin anew with shorter steps: what is said here of the last step of a ramp is then true of both.
+"""The ramp: steps of growing size that find the cap, and then take themselves back. The rule that ends it is in `search`.
 
 During a ramp a parameter that has had a gradient moves at every step, with a gradient of 0 where it has none, so that the
 parameters have done exactly what the last direction said. Parameters that join on the way count the steps of all.

@@ -2,8 +2,7 @@
 
 The size of a good step is neither in the loss nor in the gradient of one point; it is in what happens when one moves.
 So with `lr="auto"` training begins with plain steps of the method, `x <- x - α_k u_k`, whose size α_k doubles every
-three steps, and goes back to where it began when it has seen enough. A ramp that turns out to have begun with steps that were
-too long goes back at once, and begins anew with shorter ones. Per step the rule is given the loss and three inner
+three steps, and goes back to where it began when it has seen enough. Per step the rule is given the loss and three inner
 products, with u = D^{-1} d / ρ the direction of a step:
 
 * slope `<g_k, u_{k-1}>`. The new gradient knows nothing of the step before, so over `<d, u>` of that step it is an
@@ -32,10 +31,6 @@ from momo_hf.optim.steps.model import clip_gap
 
 # The ramp: steps that double the size, and steps at most. Slower growth finds no better caps and costs more steps.
 OCTAVE, STEPS = 3, 60
-# The first ramp leaves out so many of its shortest steps, and begins at a hundred times their size. Where S has not reached
-# RISEN after FIRST steps these were too long, and a whole ramp begins: S reaches 2.5 to 9 by then where the cap is ten times
-# the first step or more, and falls where it is shorter than that.
-LEFT_OUT, RISEN = 20, 2.0
 # r below which a step counts as one that left no slope; above 0, because a step that goes all the way is too long.
 LEFT = 0.15
 # S must rise to CERTAIN times the noise of a sum of as many terms to be a signal, and end the search by falling by DROP,
@@ -44,16 +39,15 @@ CERTAIN, DROP, NOISE = 4.0, 2.0, 6.0
 # Harm is a median of the last WINDOW samples above JUMP times that of all; or above e to the SCATTER times the noise of their
 # logarithms where that is more: on a plateau they scatter over a decade, and 3 times would be an accident in every other search.
 WINDOW, JUMP, SCATTER = 5, 3.0, 2.0
-# Steps before a ramp may end: medians of fewer say nothing.
+# Steps before the search may end: medians of fewer say nothing.
 FIRST = 12
-LONGEST = FIRST + STEPS  # of a search
 TINY = 1e-30
 # The median of the distance of two normal numbers is 0.95 standard deviations.
 MEDIAN_DISTANCE = 0.95
 # The cap is CAP_FACTOR √(α_S α_end); without a strong signal α_S is WEAK α_end, and where nothing was found at all the cap
-# is at most FALLBACK times the first step size of a whole ramp: 3e-4 for MoMo-Adam, which is an lr for fine-tuning.
+# is at most FALLBACK times the first step size: 3e-4 for MoMo-Adam, which is an lr for fine-tuning.
 CAP_FACTOR, WEAK, FALLBACK = 0.3, 0.1, 3e2
-# That size for a method without a preconditioner: this times (f - lb) / |g|², Polyak's step at the start.
+# The first step size of a method without a preconditioner: this times (f - lb) / |g|², Polyak's step at the start.
 OF_POLYAK = 1e-4
 # Steps in a row that may be dropped before the ramp itself is to blame. A loss that is not finite counts for LOST of them:
 # a second batch decides whether it was the batch. A loss scaler begins at 2^16 and halves at every overflow.
@@ -72,9 +66,7 @@ class SearchState(NamedTuple):
 
     Attributes:
         steps: number k of steps of the ramp, dropped ones not counted; 0-dim, as all up to `cap`.
-        start: the first step size of a whole ramp.
-        above: how many of its shortest steps this ramp leaves out: `LEFT_OUT`, or 0 where it begins anew.
-        before: how many steps were taken of one that began too high.
+        start: α_1.
         norm: `<d, u>` of step k.
         total: S.
         highest: the largest S so far, 0 at least.
@@ -90,8 +82,6 @@ class SearchState(NamedTuple):
 
     steps: Tensor
     start: Tensor
-    above: Tensor
-    before: Tensor
     norm: Tensor
     total: Tensor
     highest: Tensor
@@ -112,7 +102,7 @@ class Move(NamedTuple):
         size: α_k.
         accepted: whether to take in the gradient and to step; bool.
         back: whether to go back to where the search began; bool.
-        begins: whether a ramp begins here, so that this is where to go back to; bool.
+        begins: whether the search begins here, so that this is where to go back to; bool.
     """
 
     size: Tensor
@@ -130,13 +120,12 @@ def new_search(like: Tensor) -> SearchState:
     """A search that has not begun, with dtype and device of `like`."""
     zero, empty = torch.zeros_like(like), like.new_full((STEPS,), torch.nan)
     vectors = ("left", "samples", "losses", "sums")
-    state = SearchState(*((empty if name in vectors else zero).clone() for name in SearchState._fields))
-    return state._replace(above=torch.full_like(like, LEFT_OUT))
+    return SearchState(*((empty if name in vectors else zero).clone() for name in SearchState._fields))
 
 
-def size_of(state: SearchState, step: Tensor) -> Tensor:
+def size_of(start: Tensor, step: Tensor) -> Tensor:
     """α of a step of the ramp."""
-    return state.start * ((step - 1 + state.above) / OCTAVE).exp2()
+    return start * ((step - 1) / OCTAVE).exp2()
 
 
 def median_of_first(values: Tensor, count: Tensor) -> Tensor:
@@ -166,7 +155,7 @@ def next_move(
         norm: `<d_k, u_k>`, with d in it corrected by ρ as well as u.
         sample: `<g_k, D_k^{-1} g_k>`.
         lb: the lower bound of the loss.
-        start: the first step size of a whole ramp, or None to make it from the first loss and gradient.
+        start: α_1, or None to make it from the first loss and gradient.
         clip_factor: κ, by which the gradients were scaled before they were seen here, or None.
 
     Returns:
@@ -185,18 +174,22 @@ def next_move(
         begin = OF_POLYAK * where((gap > 0) & (norm > 0), gap / norm, 1.0)
     else:
         begin = full_like(loss, start)
-    state = state._replace(start=where(first, begin, state.start))
-    size = size_of(state, step)  # α_k
+    begin = where(first, begin, state.start)
+    size = size_of(begin, step)  # α_k
 
     r = where(first, torch.nan, slope / state.norm.clamp(min=TINY))
     total = where(first, 0.0, state.total + r.clamp(-1, 1) - LEFT)  # S
     higher = total > state.highest
-    new = state._replace(
+    new = SearchState(
         steps=step,
+        start=begin,
         norm=norm,
         total=total,
         highest=where(higher, total, state.highest),
         highest_step=where(higher, step - 1, state.highest_step),
+        dropped=torch.zeros_like(step),
+        ended=state.ended,
+        cap=state.cap,
         **{
             name: where(place == step, value, getattr(state, name))
             for name, value in (("left", r), ("samples", sample), ("losses", loss), ("sums", total))
@@ -206,24 +199,8 @@ def next_move(
     weight = where(loss.isfinite(), 1.0, float(LOST))
     state = state._replace(dropped=where(ok, 0.0, old.dropped + weight))
     reason, cap = verdict(state, ok)
-    anew = too_high(state, ok, reason)
-    over = (reason > 0) & ~anew
-    whole = new_search(loss)._replace(above=torch.zeros_like(loss), before=state.steps)
-    state = state._replace(ended=reason, cap=where(over, cap, 0.0))
-    state = SearchState(*(where(anew, theirs, ours) for ours, theirs in zip(state, whole)))
-    return state, Move(size, ok & ~over & ~anew, over | anew, first)
-
-
-def too_high(state: SearchState, ok: Tensor, reason: Tensor) -> Tensor:
-    """Whether the first ramp began with steps that were too long, 0-dim.
-
-    Args:
-        state: after the step.
-        ok: whether the step was not dropped.
-        reason: the verdict.
-    """
-    early = ok & (state.steps == FIRST) & (state.total < RISEN) | (state.steps < FIRST) & (reason == NOT_FINITE)
-    return early & (state.above > 0)
+    back = reason > 0
+    return state._replace(ended=reason, cap=where(back, cap, 0.0)), Move(size, ok & ~back, back, first)
 
 
 def verdict(state: SearchState, ok: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,31 +220,31 @@ def verdict(state: SearchState, ok: Tensor) -> tuple[Tensor, Tensor]:
     risen = state.samples.take(recent).median() > harmed
 
     overshoot = strong & (state.highest - state.total >= (NOISE * noise).clamp(min=DROP))
-    early, last = k <= FIRST, k + state.above >= STEPS
+    early, last = k <= FIRST, k >= STEPS
     reason = where(last, where(strong, RAMP, NOTHING), 0.0).to(k.dtype)
     reason = where(~early & ~strong & risen, HARM, reason)
     reason = where(~early & overshoot, OVERSHOOT, reason)
     # Before the first step nothing was moved, so that nothing can be undone.
     reason = where(ok, reason, where((state.dropped >= PATIENCE) & (k > 0), NOT_FINITE, 0.0))
 
-    end = size_of(state, k.clamp(min=1))
-    turn = size_of(state, state.highest_step.clamp(min=1))  # α_S
+    end = size_of(state.start, k.clamp(min=1))
+    turn = size_of(state.start, state.highest_step.clamp(min=1))  # α_S
     cap = CAP_FACTOR * (where(strong, turn, WEAK * end) * end).sqrt()
     fallback = (CAP_FACTOR * (turn * end).sqrt()).minimum(FALLBACK * state.start)
     return reason, where(reason == NOTHING, fallback, cap)
 
 
 def warmup(state: SearchState, step: Tensor) -> Tensor:
-    """The factor of the cap for step j of training, 0-dim: it rises to 1 in as many steps as the search would have taken by a whole ramp.
+    """The factor of the cap for step j of training, 0-dim: it rises to 1 in as many steps as the search took.
 
-    Adam's moments are young again and the weights where training begins; a warmup of that length was worth 3 to 10 % on
-    transformers.
+    Adam's moments are young again and the weights where training begins; a warmup as long as the search was worth 3 to
+    10 % on transformers.
 
     Args:
         state: after the search.
         step: j, counted from the end of the search.
     """
-    return (step / (state.steps + state.above).clamp(min=1)).clamp(max=1.0)
+    return (step / state.steps.clamp(min=1)).clamp(max=1.0)
 
 
 class Search(NamedTuple):
@@ -275,9 +252,9 @@ class Search(NamedTuple):
 
     Attributes:
         cap: the step size that was found; None while the search goes on.
-        steps: the number of its steps, with those of a first ramp that began too high.
+        steps: the number of its steps.
         reason: why it ended; empty while it goes on.
-        step_sizes: α_k, one entry per step of the ramp, as all that follow.
+        step_sizes: α_k, one entry per step, as all that follow.
         losses: f_k.
         sums: S_k.
     """
@@ -293,6 +270,6 @@ class Search(NamedTuple):
 def read_search(state: SearchState) -> Search:
     """The search in Python's numbers; the host waits for the device."""
     steps, reason = int(state.steps), REASONS[int(state.ended)]
-    sizes = size_of(state, arange(steps, dtype=state.start.dtype, device=state.start.device) + 1)
+    sizes = size_of(state.start, arange(steps, dtype=state.start.dtype, device=state.start.device) + 1)
     rows = (values[:steps].tolist() for values in (sizes, state.losses, state.sums))
-    return Search(float(state.cap) if reason else None, int(state.before) + steps, reason, *rows)
+    return Search(float(state.cap) if reason else None, steps, reason, *rows)

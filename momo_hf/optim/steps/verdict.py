@@ -5,7 +5,7 @@ import logging
 import torch
 import torch.distributed as dist
 
-from momo_hf.optim.steps.search import FIRST, HARM, LONGEST, NOT_FINITE, NOTHING, OVERSHOOT, RAMP, SearchState
+from momo_hf.optim.steps.search import FIRST, HARM, NOT_FINITE, NOTHING, OVERSHOOT, RAMP, STEPS, SearchState
 
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Verdict:
     """
 
     def __init__(self, state: SearchState) -> None:
-        values = torch.stack([state.ended, state.cap, state.before, state.steps])
+        values = torch.stack([state.ended, state.cap, state.steps])
         self._values, self._event = values.to("cpu", non_blocking=True), None
         self._over: bool | None = None
         if values.device.type != "cpu":
@@ -66,15 +66,15 @@ class Verdict:
         """Say once what was seen and what was taken; on the first process. Where all went well it is no warning."""
         if dist.is_initialized() and dist.get_rank() > 0:
             return
-        ended, cap, *steps = self._values.tolist()
+        ended, cap, steps = self._values.tolist()
         level, seen = SEEN[ended]
-        logger.log(level, seen.format(cap=f"{cap:.2g}", steps=f"{sum(steps):.0f}"))
+        logger.log(level, seen.format(cap=f"{cap:.2g}", steps=f"{steps:.0f}"))
 
 
 def tell_start() -> None:
     """Say that a search begins; on the first process."""
     if not (dist.is_initialized() and dist.get_rank() > 0):
         logger.info(
-            f"search: the first steps, {FIRST + 1} to {LONGEST}, look for the cap of the step size; then the weights go back to "
+            f"search: the first steps, {FIRST + 1} to {STEPS}, look for the cap of the step size; then the weights go back to "
             "where they began."
         )
