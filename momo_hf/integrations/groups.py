@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from transformers.trainer_pt_utils import get_parameter_names
 
 from momo_hf.optim import MomoOptimizer
+from momo_hf.optim.checks import check_plain
 
 
 # The shorter side of a matrix of Muon, and how much longer the other one may be. A matrix that is nearly a vector, as those of
@@ -39,7 +40,8 @@ def muon_groups(model: nn.Module, weight_decay: float = 0.0) -> Groups:
         Parameter groups with `params`, `method` and `weight_decay`, none of them empty.
 
     Raises:
-        ValueError: a trainable parameter has a dtype that MoMo does not support, such as complex or float8.
+        ValueError: a trainable parameter has a dtype that MoMo does not support, such as complex or float8, or packs its
+            elements, as a quantized weight does.
 
     Example:
         >>> optimizer = MomoMuon(muon_groups(model, weight_decay=0.1), lr="auto", averaging=True)
@@ -51,6 +53,7 @@ def muon_groups(model: nn.Module, weight_decay: float = 0.0) -> Groups:
                 f"{name} is to be trained and has dtype {p.dtype}, which MoMo does not take: freeze it by requires_grad_(False), or "
                 "build it in float32 or bfloat16."
             )
+    check_plain(trained)
     decayed = set(get_parameter_names(model, [nn.LayerNorm], UNDECAYED))
     groups = [
         {"params": [p for name, p in trained.items() if (name in decayed) == decays], "weight_decay": own}

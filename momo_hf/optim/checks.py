@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import SHARED_OPTIONS
 from momo_hf.optim.steps.averaged import check_averaging
+from momo_hf.optim.tensors.sharding import is_dtensor
 
 
 NO_LOSS = (
@@ -49,6 +51,16 @@ def check_group(group: dict[str, Any], methods: Mapping[str, Method]) -> None:
     if "method" in group:
         check_choice("method", group["method"], tuple(methods))
     check_averaging(group)
+
+
+def check_plain(params: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError, by its name, for a parameter that is to be trained and packs its elements, as a quantized weight does."""
+    for name, p in params.items():
+        if p.requires_grad and is_traceable_wrapper_subclass(p) and not is_dtensor(p):
+            raise ValueError(
+                f"{name} is to be trained and is a {type(p).__name__}, which packs its elements: freeze it by requires_grad_(False) and train adapters "
+                "such as LoRA, or build it in float32 or bfloat16."
+            )
 
 
 def check_one_model(group: dict[str, Any], head: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer
 
 from momo_hf.optim.auto import STAND_IN, Choice, drop_cap, stand_in_of
 from momo_hf.optim.checkpoints import SCALARS, completed, restore, with_defaults
+from momo_hf.optim.checks import check_plain
 from momo_hf.optim.method import Method
 from momo_hf.optim.rates import Rates
 from momo_hf.optim.record import SHARED_OPTIONS, beta_of, params_of
@@ -85,6 +86,7 @@ class Stateful(Optimizer):
             options.setdefault("lr", AUTO)
         super().add_param_group({**{name: shared[name] for name in SHARED_OPTIONS if name in shared}, **options})
         try:
+            check_plain({f"parameter {i} of the group": p for i, p in enumerate(self.param_groups[-1]["params"])})
             stand_in = stand_in_of(type(self))
             begins = join(self.param_groups, self.check_options, self.averaging_default, stand_in)
         except ValueError:
