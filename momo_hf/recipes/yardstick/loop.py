@@ -16,7 +16,7 @@ from momo_hf.recipes.yardstick.data import Data
 
 MAX_NORM = 1.0
 WARMUP = 0.1  # of all steps, where the schedule has one
-SCHEDULES = ("constant", "linear")  # linear: a warmup, and a linear decay to 0
+SCHEDULES = ("constant", "linear", "cosine")  # the last two: a warmup, and a decay to 0
 
 
 def batches(data: Data, size: int, steps: int, seed: int) -> Iterator[Any]:
@@ -53,8 +53,8 @@ def fit(
         steps: of the schedule.
     """
     scheduler = None
-    if schedule == "linear":
-        scheduler = get_scheduler("linear", optimizer, int(WARMUP * steps), steps)
+    if schedule != "constant":
+        scheduler = get_scheduler(schedule, optimizer, int(WARMUP * steps), steps)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     set_mode(model, optimizer, training=True)
     for batch in rows:

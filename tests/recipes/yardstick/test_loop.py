@@ -1,5 +1,7 @@
 """The loop beside loops by hand, and Muon with AdamW beside its definition."""
 
+import math
+
 import numpy as np
 import pytest
 import schedulefree
@@ -55,7 +57,12 @@ def linear(number):
     return number / 4 if number < 4 else (STEPS - number) / (STEPS - 4)
 
 
-@pytest.mark.parametrize("schedule, rate", [("constant", lambda number: 1.0), ("linear", linear)])
+def cosine(number):
+    """A tenth of the steps of warmup, and then half a period down to 0."""
+    return number / 4 if number < 4 else 0.5 * (1 + math.cos(math.pi * (number - 4) / (STEPS - 4)))
+
+
+@pytest.mark.parametrize("schedule, rate", [("constant", lambda number: 1.0), ("linear", linear), ("cosine", cosine)])
 def test_adamw_is_clipped_and_scheduled(data, schedule, rate):
     expected = network()
     optimizer = torch.optim.AdamW(expected.parameters(), lr=1e-2)

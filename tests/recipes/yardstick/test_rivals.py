@@ -15,6 +15,7 @@ from momo_hf.recipes.yardstick.rivals import Rival, load_rivals, make_optimizer
 
 
 TABLE = Path(__file__).parents[3] / "configs" / "yardstick.yaml"
+LONG = "yardstick_long.yaml"
 
 
 def test_the_table_of_the_repository():
@@ -47,6 +48,13 @@ def test_the_rows_of_the_robustness_figure_can_be_made():
     assert not any(group["use_fstar"] for group in made["momo_muon"])
 
 
+def test_the_rows_of_the_long_runs_are_the_presets_and_adamw_by_cosine():
+    rows, table = ({r.name: r for r in load_rivals([], TABLE.with_name(name))} for name in (LONG, TABLE.name))
+    assert {setting["schedule"] for setting in rows["adamw"].settings} == {"cosine"}
+    for name in ("momo_adam_auto", "momo_muon_auto"):
+        assert rows[name].settings == table[name].settings
+
+
 def test_frozen_parameters_are_left_alone():
     model = nn.Linear(3, 2)
     model.weight.requires_grad_(False)
@@ -75,7 +83,7 @@ def test_rows_of_a_file_join_those_by_name(tmp_path):
             "`learning_rates` must be a list of positive numbers, got 1",
         ),
         ("{optimizer: torch.optim:SGD, learning_rates: [-1]}", r"positive numbers, got \[-1\]"),
-        ("{optimizer: torch.optim:SGD, schedules: [cosine]}", r"some of constant, linear, got \['cosine'\]"),
+        ("{optimizer: torch.optim:SGD, schedules: [step]}", r"some of constant, linear, cosine, got \['step'\]"),
         ("{optimizer: torch.optim:SGD, arguments: {lr: 1}, learning_rates: [1]}", "not both"),
     ],
 )
