@@ -145,7 +145,7 @@ class MomoOptimizer(LossIntake, Stateful):
             loss=scalar(loss, like),
             clip_factor=None if clip_factor is None else scalar(clip_factor, like).clamp(max=1.0),
             whole_norm=whole_norm,
-            lr=self._rates.coming(groups),
+            lr=self._rates.coming(groups, self._searching),
             weight_decay=self._rates.of(groups, "weight_decay", like),
             dropped=dropped,
         )

@@ -1,4 +1,4 @@
-"""The upper bounds of the coming step: what the schedule says, after a search with a warmup."""
+"""The upper bounds of the coming step: what the schedule says, and after a search what of the cap counts, see `cap`."""
 
 import math
 from typing import Any
@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from momo_hf.optim.record import Group, keep, scalar
+from momo_hf.optim.steps.cap import fall, warmup
+from momo_hf.optim.steps.given import settings_of
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.ramp import SEARCH
-from momo_hf.optim.steps.search import warmup
 
 
 class Rates:
@@ -34,7 +35,9 @@ class Rates:
         """
         return self._vector(option, [group[option] for group in groups], like)
 
-    def _vector(self, option: str, values: list[Any], like: Tensor) -> Tensor:
+    def _vector(self, option: str, values: Tensor | list[Any], like: Tensor) -> Tensor:
+        if isinstance(values, Tensor):
+            return values
         if any(isinstance(value, Tensor) for value in values):
             return torch.stack([scalar(value, like) for value in values])
         kept = self._kept.get(option)
@@ -46,8 +49,13 @@ class Rates:
             self._kept[option] = kept = (values, made)
         return kept[1]
 
-    def coming(self, groups: list[Group]) -> Tensor:
-        """α_g of the coming step, shape (groups,). What is the largest `lr` from then on is remembered."""
+    def coming(self, groups: list[Group], searching: bool) -> Tensor:
+        """α_g of the coming step, shape (groups,). What is the largest `lr` from then on is remembered.
+
+        Args:
+            groups: the parameter groups.
+            searching: whether the step is one of a search, which has sizes of its own.
+        """
         like = MODEL.read(groups).step
         lr = self._in_force(groups, like)
         if groups[0]["averaging"] and isinstance(lr, Tensor):
@@ -57,18 +65,21 @@ class Rates:
         elif groups[0]["averaging"]:
             for group, value in zip(groups, lr):
                 group["lr_max"] = value if group["lr_max"] <= value < math.inf else group["lr_max"]
-        return self._warmed(groups, lr, like, 1)
+        return self._vector("lr", lr, like) if searching else self._after_search(groups, lr, like, 1)
 
     def taken(self, groups: list[Group]) -> Tensor:
         """α_g of the last step that was taken, shape (groups,); after a load what it would be now."""
         if self._taken is not None:
             return self._taken
         like = MODEL.read(groups).step
-        return self._warmed(groups, self._in_force(groups, like), like, 0)
+        return self._after_search(groups, self._in_force(groups, like), like, 0)
 
-    def _warmed(self, groups: list[Group], lr: Tensor | list[float], like: Tensor, ahead: int) -> Tensor:
-        rates = lr if isinstance(lr, Tensor) else self._vector("lr", lr, like)
-        return rates * warmup(SEARCH.read(groups), like + ahead) if SEARCH.stands_in(groups[0]) else rates
+    def _after_search(self, groups: list[Group], lr: Tensor | list[float], like: Tensor, ahead: int) -> Tensor:
+        rates = self._vector("lr", lr, like)
+        if not SEARCH.stands_in(groups[0]):
+            return rates
+        search, model = SEARCH.read(groups), MODEL.read(groups)
+        return rates * warmup(search, like + ahead) * fall(search, model, settings_of(groups[0]))
 
     def _in_force(self, groups: list[Group], like: Tensor) -> Tensor | list[float]:
         """What counts of `lr`: found on the host where that is numbers, so that it costs nothing on the device.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tests.averaging_reference import AveragingReference
-from tests.optim.ramp_reference import verdict
+from tests.optim.ramp_reference import fall, verdict
 
 
 @dataclass
@@ -35,6 +35,7 @@ class History:
     cap: float = np.inf
     tau: float = 0.0
     rows: list[tuple] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
 
     def __post_init__(self):
         self.begin([np.array(p) for p in self.start])
@@ -42,7 +43,7 @@ class History:
     def begin(self, points):
         """A new optimizer on these parameters."""
         self.points, self.searching, self.known = points, self.auto, [False] * len(points)
-        self.rows, self.dropped, self.first_size, self.skipped = [], 0, None, 0
+        self.rows, self.losses, self.dropped, self.first_size, self.skipped = [], [], 0, None, 0
         self.d = [np.zeros_like(p) for p in points]
         self.v = [np.zeros_like(p) for p in points]
         self.u = [np.zeros_like(p) for p in points]
@@ -109,7 +110,11 @@ class History:
             self._ramp(loss, grads, kappa, usable and kappa > 0)
         elif usable:
             if self.auto:
-                lrs = [self.cap * min((self.average.k + 1) / len(self.rows), 1.0)] * len(self.decays)
+                first = [row[0] - self.lb for row in self.rows]
+                gaps = [f - self.lb for f in self.losses]
+                factor = fall(first, gaps, self.beta, self.corrected)
+                lrs = [self.cap * min((len(gaps) + 1) / len(self.rows), 1.0) * factor] * len(self.decays)
+                self.losses.append(loss)
             self.average.lrs = lrs
             self.average.step(loss, grads, kappa)
             self.tau = self.average.taus[-1]

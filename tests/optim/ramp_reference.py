@@ -28,6 +28,23 @@ def verdict(rows, start, kappa=1.0):
     return "", None
 
 
+def fall(first, gaps, beta=0.9, corrected=True):
+    """The factor of the cap for the coming step.
+
+    Args:
+        first: f - lb of the steps of the search.
+        gaps: f - lb of the steps since then.
+        beta: β of their average.
+        corrected: whether it starts at 0 and is corrected, or at the first of them.
+    """
+    if len(first) < 5 or not gaps or np.mean(first[:5]) <= 0:
+        return 1.0
+    weights = (1 - beta) * beta ** np.arange(len(gaps))[::-1]
+    if not corrected:
+        weights[0] = beta ** (len(gaps) - 1)
+    return np.sqrt(np.clip(np.sum(weights * gaps) / np.sum(weights) / (0.1 * np.mean(first[:5])), 0, 1))
+
+
 def ramp(x, gradient, beta2=0.999, start=1e-6, beta=0.9, corrected=True, clip=None):
     """Steps from x until the rule ends them; a list of rows, the reason and the cap.
 

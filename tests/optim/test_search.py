@@ -12,7 +12,7 @@ from momo_hf.optim.adam import Adam
 from momo_hf.optim.steps.search import REASONS, new_search, next_move
 from momo_hf.optim.steps.verdict import Verdict
 from tests.optim.problem import both, least_squares, leave_out_fused, train
-from tests.optim.ramp_reference import ramp, verdict
+from tests.optim.ramp_reference import fall, ramp, verdict
 from tests.optim.test_cost import NoReads
 
 
@@ -200,19 +200,21 @@ def test_the_cap_has_the_scale_of_a_step(cls, power):
 
 
 @both
-def test_after_it_training_begins_as_with_the_cap_as_lr_and_a_warmup(cls):
+def test_after_it_training_begins_as_with_an_lr_that_warms_up_to_the_cap_and_falls_with_the_loss(cls):
     _, _, params, backward = problem()
     optimizer = cls(params, lr="auto", weight_decay=0.1)
     factor = lambda j: 1.0 if j < 70 else 0.1  # noqa: E731
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda j: factor(j + 1))
     steps = search(optimizer, backward)
     others = [nn.Parameter(p.detach().clone()) for p in params]
-    fresh = cls(others, lr=0.0, weight_decay=0.1)
+    fresh, losses, falls = cls(others, lr=0.0, weight_decay=0.1), [], []
     for j in range(1, 101):
         loss, _ = backward(j % 60)
         for p, q in zip(params, others):
             q.grad = p.grad.clone()
-        fresh.param_groups[0]["lr"] = optimizer.search.cap * min(1.0, j / steps) * factor(j)
+        falls.append(fall(optimizer.search.losses, losses, corrected=cls is MomoAdam))
+        losses.append(float(loss))
+        fresh.param_groups[0]["lr"] = optimizer.search.cap * min(1.0, j / steps) * falls[-1] * factor(j)
         optimizer.step(loss=loss)
         scheduler.step()
         fresh.step(loss=loss)
@@ -220,6 +222,7 @@ def test_after_it_training_begins_as_with_the_cap_as_lr_and_a_warmup(cls):
             torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
         for name in ("effective_lr", "drift", "loss_avg", "capped"):
             torch.testing.assert_close(optimizer.param_groups[0][name], fresh.param_groups[0][name])
+    assert falls[0] == 1 and min(falls) < 0.9
     assert all("origin" not in optimizer.state[p] for p in params)
     assert optimizer.search.steps == steps
 

@@ -2,12 +2,15 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from momo_hf.optim import Momo, MomoAdam
+from tests.averaging_reference import AveragingReference
 from tests.optim.problem import both
+from tests.optim.ramp_reference import fall
 from tests.optim.test_search import problem, search
 
 
@@ -32,7 +35,13 @@ def test_the_ramp_is_the_one_without_averaging(cls):
 @both
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_after_it_averaging_begins_as_with_the_cap_as_lr_and_a_warmup(cls, dtype):
-    _, _, params, backward = problem(dtype=dtype)
+    _, _, params, backward_low = problem(dtype=dtype)
+
+    def backward(j, clip=None):
+        """So far above its bound that the cap does not fall with it."""
+        loss, kappa = backward_low(j, clip)
+        return loss + 10, kappa
+
     optimizer = cls(params, lr="auto", weight_decay=0.1, averaging=True)
     # A warmup is followed, a decay is not. What counts is the largest, also of the search.
     factor = lambda j: min(1.0, j / 20) if j < 70 else 0.1  # noqa: E731
@@ -57,6 +66,26 @@ def test_after_it_averaging_begins_as_with_the_cap_as_lr_and_a_warmup(cls, dtype
     torch.testing.assert_close(params, others, rtol=1e-6, atol=1e-9)
     for p, q in zip(params, others):
         assert set(optimizer.state[p]) == set(fresh.state[q])
+
+
+@both
+def test_the_cap_falls_with_the_last_tenth_of_the_loss(cls):
+    _, _, params, backward = problem(noise=0.0)
+    optimizer = cls(params, lr="auto", averaging=True)
+    number, adam = search(optimizer, backward), cls is MomoAdam
+    start = [p.detach().numpy().copy() for p in params]
+    right, losses, factors = AveragingReference(start, [0, 0], [0.0], [0.0], beta2=0.999 if adam else None), [], []
+    for j in range(1, 101):
+        loss, _ = backward(j % 60)
+        factors.append(fall(optimizer.search.losses, losses, corrected=adam))
+        losses.append(float(loss))
+        right.lrs = [optimizer.search.cap * min(1.0, j / number) * factors[-1]]
+        right.step(losses[-1], [p.grad.numpy() for p in params])
+        optimizer.step(loss=loss)
+        assert float(optimizer.cap()) == pytest.approx(right.lrs[0], rel=1e-9)
+        for p, y in zip(params, right.y):
+            np.testing.assert_allclose(p.detach().numpy(), y, rtol=1e-8, atol=1e-10)
+    assert factors[0] == 1 and min(factors) < 0.7
 
 
 @both

@@ -4,7 +4,7 @@ During a ramp a parameter that has had a gradient moves at every step, with a gr
 parameters have done exactly what the last direction said. Parameters that join on the way count the steps of all.
 
 After the last step parameters, momentum and buffers are as if nothing had been, and training begins with a warmup as long as
-the search. `lr` is then the cap that was found, see `auto`: a schedule acts on it, and groups may be given their shares of it.
+the search, see `cap`. `lr` is then the cap that was found, see `auto`: a schedule acts on it, and groups may be given their shares.
 What looks at the weights sees them go back once:
 
 * an average of the weights (EMA) and an evaluation see the steps of the search as long as it lasts, and a training that ends

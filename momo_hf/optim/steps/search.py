@@ -234,19 +234,6 @@ def verdict(state: SearchState, ok: Tensor) -> tuple[Tensor, Tensor]:
     return reason, where(reason == NOTHING, fallback, cap)
 
 
-def warmup(state: SearchState, step: Tensor) -> Tensor:
-    """The factor of the cap for step j of training, 0-dim: it rises to 1 in as many steps as the search took.
-
-    Adam's moments are young again and the weights where training begins; a warmup as long as the search was worth 3 to
-    10 % on transformers.
-
-    Args:
-        state: after the search.
-        step: j, counted from the end of the search.
-    """
-    return (step / state.steps.clamp(min=1)).clamp(max=1.0)
-
-
 class Search(NamedTuple):
     """What a search has seen, read from the device.
 
