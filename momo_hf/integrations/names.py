@@ -18,7 +18,7 @@ METHODS: dict[str, tuple[type[MomoOptimizer], dict[str, Any]]] = {
 
 # What a MomoTrainer takes where nothing was chosen: by the evidence in configs/sweeps the best of those without a learning rate
 # to choose.
-BEST = "momo_adam_auto"
+BEST = "momo_muon_auto"
 
 
 def install() -> None:

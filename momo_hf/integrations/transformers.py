@@ -209,12 +209,12 @@ def equip_trainers() -> None:
 class MomoTrainerMixin(Trainer):
     """Mixin for a Trainer class that creates its optimizer and scheduler itself: `class MyTrainer(MomoTrainerMixin, Theirs): ...`.
 
-    If neither an optimizer nor a learning rate was chosen, it takes `optim="momo_adam_auto"` and says so. Everything else that it
+    If neither an optimizer nor a learning rate was chosen, it takes `optim="momo_muon_auto"` and says so. Everything else that it
     adds, every other Trainer gets by itself: `MomoCallback`, and the known lower bound of a label-smoothed loss.
     """
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Create the optimizer as the Trainer would, or `momo_adam_auto` if nothing was chosen."""
+        """Create the optimizer as the Trainer would, or `momo_muon_auto` if nothing was chosen."""
         if self.optimizer is None and self.optimizer_cls_and_kwargs is None and nothing_chosen(self.args):
             self.args.optim = OptimizerNames(BEST)
             logger.warning(
@@ -228,7 +228,7 @@ class MomoTrainerMixin(Trainer):
 
 class MomoTrainer(MomoTrainerMixin):
     """`transformers.Trainer` with nothing to choose: without `optim` and `learning_rate` it trains with the preset that has the best
-    evidence, `momo_adam_auto`, and says so; see `MomoTrainerMixin`.
+    evidence, `momo_muon_auto`, and says so; see `MomoTrainerMixin`.
     """
 
 

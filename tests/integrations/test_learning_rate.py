@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments
 
-from momo_hf import Momo, MomoAdam, MomoTrainer
+from momo_hf import Momo, MomoAdam, MomoMuon, MomoTrainer
 from momo_hf.integrations.learning_rate import cap_of, learning_rate_unset
 from tests.integrations.test_transformers import arguments
 from tests.toys import Net, Points
@@ -127,8 +127,8 @@ def test_a_momo_trainer_without_a_choice_takes_the_preset_and_says_which(tmp_pat
         return trainer.optimizer.optimizer, [r.message for r in caplog.records if "were chosen, so" in r.message]
 
     optimizer, (line,) = trained()
-    assert type(optimizer) is MomoAdam and optimizer.search is not None and optimizer.averages
-    assert "optim=momo_adam_auto is taken" in line
+    assert type(optimizer) is MomoMuon and optimizer.search is not None and optimizer.averages
+    assert "optim=momo_muon_auto is taken" in line
     for chosen, cls in (
         ({"learning_rate": 1e-3}, torch.optim.AdamW),
         ({"optim": "momo"}, Momo),
