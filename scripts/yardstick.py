@@ -1,7 +1,7 @@
 """Optimizers beside the best AdamW of a grid, by held-out loss, on small tasks of many kinds or on one of your own.
 
     python scripts/yardstick.py --tasks digits --rivals adamw --steps 200
-    python scripts/yardstick.py --tasks my_task.py --rivals adamw momo_adam_auto
+    python scripts/yardstick.py --tasks my_task.py --rivals adamw momo_muon_auto
     python scripts/yardstick.py --data FOLDER
 
 The last runs the whole table, for hours. It runs every point of a grid once, and what may be best with all seeds. An
