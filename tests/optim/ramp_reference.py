@@ -42,7 +42,8 @@ def fall(first, gaps, beta=0.9, corrected=True):
     weights = (1 - beta) * beta ** np.arange(len(gaps))[::-1]
     if not corrected:
         weights[0] = beta ** (len(gaps) - 1)
-    return np.sqrt(np.clip(np.sum(weights * gaps) / np.sum(weights) / (0.1 * np.mean(first[:5])), 0, 1))
+    left = np.sum(weights * gaps) / np.sum(weights) / (0.1 * np.mean(first[:5]))
+    return np.sqrt(min(left, 1.0)) if left >= 0 else 1.0
 
 
 def ramp(x, gradient, beta2=0.999, start=1e-6, beta=0.9, corrected=True, clip=None):

@@ -89,6 +89,18 @@ def test_the_cap_falls_with_the_last_tenth_of_the_loss(cls):
 
 
 @both
+def test_a_loss_below_its_bound_does_not_end_the_steps(cls):
+    """A bound that is none says nothing of how near a minimum is; and nothing that is not known stops the first step."""
+    _, _, params, backward = problem()
+    optimizer = cls(params, lr="auto", averaging=True)
+    number = search(optimizer, backward)
+    for j in range(1, number + 1):
+        loss, _ = backward(j % 60)
+        optimizer.step(loss=loss - 50)
+        assert float(optimizer.cap()) == pytest.approx(optimizer.search.cap * j / number)
+
+
+@both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("at", [5, "last", "after"])

@@ -36,12 +36,12 @@ def fall(state: SearchState, model: ModelState, settings: Settings) -> Tensor:
 
     Args:
         state: after the search; f_0 is the mean of its first losses, when it had hardly moved. Where it did not come so far, or
-            f_0 is not above `lb`, the factor is 1.
+            where f_0 or f̂ lies below `lb`, which is no bound then, the factor is 1.
         model: counters and logs after the last step, f̂ among them.
         settings: the shared options.
     """
     first = (state.losses.narrow(0, 0, WINDOW).mean() - settings.lb).clamp(min=0)
     rho = 1 - settings.beta**model.step if settings.bias_correction else model.step.clamp(max=1)
-    gap = (model.raw_loss_avg / rho - settings.lb).clamp(min=0)
-    # What is not known yet is no number, as 0 / 0.
-    return (gap / (LEFT_OF_LOSS * first)).nan_to_num(nan=1.0).clamp(max=1).sqrt()
+    gap = model.raw_loss_avg / rho - settings.lb
+    # What is not known yet is no number, as 0 / 0, and the root of what lies below the bound is none either.
+    return (gap / (LEFT_OF_LOSS * first)).clamp(max=1).sqrt().nan_to_num(nan=1.0)
