@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from momo_hf.optim.record import Group, keep, scalar
-from momo_hf.optim.steps.cap import fall, warmup
+from momo_hf.optim.steps.cap import fall, warmup, whole_until
 from momo_hf.optim.steps.given import settings_of
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.ramp import SEARCH
@@ -24,6 +24,7 @@ class Rates:
     def __init__(self) -> None:
         self._kept: dict[str, tuple[list[float], Tensor]] = {}
         self._taken: Tensor | None = None
+        self._until: tuple[float, Tensor] | None = None
 
     def of(self, groups: list[Group], option: str, like: Tensor) -> Tensor:
         """An option of all groups as a vector, without a read-back where it is a tensor.
@@ -78,8 +79,10 @@ class Rates:
         rates = self._vector("lr", lr, like)
         if not SEARCH.stands_in(groups[0]):
             return rates
-        search, model = SEARCH.read(groups), MODEL.read(groups)
-        return rates * warmup(search, like + ahead) * fall(search, model, settings_of(groups[0]))
+        search, settings, kept = SEARCH.read(groups), settings_of(groups[0]), self._until
+        if kept is None or kept[0] != settings.lb or kept[1].device != like.device or kept[1].dtype != like.dtype:
+            self._until = kept = (settings.lb, whole_until(search, settings.lb))
+        return rates * warmup(search, like + ahead) * fall(kept[1], MODEL.read(groups), settings)
 
     def _in_force(self, groups: list[Group], like: Tensor) -> Tensor | list[float]:
         """What counts of `lr`: found on the host where that is numbers, so that it costs nothing on the device.

@@ -6,7 +6,7 @@ import torch
 from momo_hf import MomoMuon
 from momo_hf.optim.tensors.chunks import DEVICE_STACK
 from tests.optim.simulated_device import Device, device
-from tests.optim.test_device_cost import stepper
+from tests.optim.test_device_cost import after_search, stepper
 
 
 __all__ = ["device"]  # a fixture
@@ -34,6 +34,21 @@ def test_forty_calls_beside_the_products_of_every_shape(device: Device, monkeypa
         counts.append(sum(counted.calls.values()) - products)
         assert counted.copies == []
     assert counts[0] == counts[1] <= 40, (counts, counted.calls)
+
+
+@pytest.mark.parametrize("averaging", [False, True])
+def test_forty_calls_after_a_search(device: Device, monkeypatch, averaging):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **given: True)
+    matrices, others = device.parameters(2 * LAYER), device.parameters([(1000, WIDTH), (WIDTH,)])
+    groups = [{"params": matrices, "method": "muon", "weight_decay": 0.1}, {"params": others}]
+    optimizer, step = stepper(MomoMuon, groups, True, lr="auto", averaging=averaging)
+    after_search(optimizer)
+    step()
+    with device.counted() as counted:
+        step()
+    products = sum(calls for name, calls in counted.calls.items() if "bmm" in str(name))
+    assert counted.copies == counted.reads == []
+    assert sum(counted.calls.values()) - products <= 40, counted.calls
 
 
 @pytest.mark.parametrize("options", [{}, {"averaging": True}], ids=str)

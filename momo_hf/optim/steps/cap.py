@@ -24,24 +24,34 @@ def warmup(state: SearchState, step: Tensor) -> Tensor:
     return (step / state.steps).clamp(max=1.0)
 
 
-def fall(state: SearchState, model: ModelState, settings: Settings) -> Tensor:
+def whole_until(state: SearchState, lb: float) -> Tensor:
+    """0.1 (f_0 - lb), the gap from which on the whole cap counts, 0-dim; 0 where f_0 lies below `lb`, which is no bound then.
+
+    Args:
+        state: after the search; f_0 is the mean of its first losses, when it had hardly moved, and no number where it did not
+            come so far.
+        lb: the lower bound of the loss.
+    """
+    return LEFT_OF_LOSS * (state.losses.narrow(0, 0, WINDOW).mean() - lb).clamp(min=0)
+
+
+def fall(until: Tensor, model: ModelState, settings: Settings) -> Tensor:
     """The factor of the cap at the loss of now, 0-dim: 1, or where less than a tenth of the first loss is left
 
         √( (f̂ - lb) / (0.1 (f_0 - lb)) )
 
     The distance that is left to a minimum is in proportion to the root of the loss, as far as that is quadratic, and a step
     should not be longer. Adam's and Muon's steps do not shrink with the gradient. Polyak's shrinks where the loss is
-    quadratic. But of a classifier that tells all its samples apart loss and gradient fall alike: without this, steps as long as ever
-    make it only more certain, of its errors too.
+    quadratic. But of a classifier that tells all its samples apart loss and gradient fall alike: without this, steps as long
+    as ever make it only more certain, of its errors too.
 
     Args:
-        state: after the search; f_0 is the mean of its first losses, when it had hardly moved. Where it did not come so far, or
-            where f_0 or f̂ lies below `lb`, which is no bound then, the factor is 1.
-        model: counters and logs after the last step, f̂ among them.
+        until: see `whole_until`.
+        model: counters and logs after the last step, f̂ among them; where that lies below `lb` the factor is 1.
         settings: the shared options.
     """
-    first = (state.losses.narrow(0, 0, WINDOW).mean() - settings.lb).clamp(min=0)
+    # Not `debias`, whose digits nobody needs here, and which is one call more on a device.
     rho = 1 - settings.beta**model.step if settings.bias_correction else model.step.clamp(max=1)
     gap = model.raw_loss_avg / rho - settings.lb
     # What is not known yet is no number, as 0 / 0, and the root of what lies below the bound is none either.
-    return (gap / (LEFT_OF_LOSS * first)).clamp(max=1).sqrt().nan_to_num(nan=1.0)
+    return (gap / until).clamp(max=1).sqrt().nan_to_num(nan=1.0)
