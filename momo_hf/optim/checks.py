@@ -58,8 +58,8 @@ def check_plain(params: Mapping[str, Tensor]) -> None:
     for name, p in params.items():
         if p.requires_grad and is_traceable_wrapper_subclass(p) and not is_dtensor(p):
             raise ValueError(
-                f"{name} is to be trained and is a {type(p).__name__}, which packs its elements: freeze it by requires_grad_(False) and train adapters "
-                "such as LoRA, or build it in float32 or bfloat16."
+                f"{name} is to be trained and is a {type(p).__name__}, which packs its elements: freeze it by requires_grad_(False) "
+                "and train adapters such as LoRA, or build it in float32 or bfloat16."
             )
 
 

@@ -94,7 +94,8 @@ class MomoMuon(MomoAdam):
         if not any(group["method"] == "muon" for group in self.param_groups):
             logger.warning(
                 'MomoMuon: no parameter group has method="muon", so that all parameters are Adam\'s, as in MomoAdam. '
-                "momo_hf.muon_groups(model) makes groups with the matrices of a model in Muon's, if it trains any (of LoRA it does not)."
+                "momo_hf.muon_groups(model) makes groups with the matrices of a model in Muon's, where it trains any; those of "
+                "LoRA are Adam's."
             )
 
     def check_options(self, group: dict[str, Any]) -> None:
