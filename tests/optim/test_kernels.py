@@ -186,13 +186,21 @@ class Frozen(MomoAdam):
     methods = {"frozen": FrozenSecondMoment()}
 
 
+class AdamWithMomentum(Adam):
+    keeps_momentum = True
+
+
+class KeptMomentum(MomoAdam):
+    methods = {"adam": AdamWithMomentum()}
+
+
 def test_a_set_is_used_for_exactly_the_functions_it_was_written_for():
     assert used(MomoAdam) == [FusedAdamModelled]
     assert used(MomoAdam, averaging=True) == [FusedAdamAveraged]
     assert used(MomoAdam, lr="auto") == [FusedAdamRamp]
     assert used(MomoAdam, compile=True) == [Compiled, FusedAdamModelled]
     assert used(Momo) == [FusedMomentumModelled]
-    assert used(SignDescent) == used(Frozen) == [Plain]
+    assert used(SignDescent) == used(Frozen) == used(KeptMomentum) == used(KeptMomentum, averaging=True) == [Plain]
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -204,6 +212,20 @@ def test_a_method_with_its_own_functions_does_what_they_say(compile):
         cls([p], lr=1e-2, lb=-1e9, compile=compile).step(loss=1.0)
         # At the cap the step is lr u. A v of 1 is corrected to 1 / (1 - 0.999).
         torch.testing.assert_close(p.detach(), -1e-2 * expected, rtol=1e-5, atol=1e-8)
+
+
+def test_a_method_with_flags_of_its_own_does_what_they_say():
+    p = nn.Parameter(torch.zeros(1 << 14))
+    optimizer = KeptMomentum([p], lr=1e-2, lb=-1e9, averaging=0.5)
+    z = x = exp_avg = exp_avg_sq = weights = 0.0
+    for step, grad in enumerate((3.0, -1.0), 1):
+        p.grad = torch.full_like(p, grad)
+        optimizer.step(loss=1.0)
+        exp_avg, exp_avg_sq = 0.9 * exp_avg + 0.1 * grad, 0.999 * exp_avg_sq + 0.001 * grad**2
+        z -= 1e-2 * exp_avg / (1 - 0.9**step) / (exp_avg_sq / (1 - 0.999**step)) ** 0.5
+        weights += step
+        x += step / weights * (z - x)
+    torch.testing.assert_close(p.detach(), torch.full_like(p, (z + x) / 2), rtol=1e-5, atol=1e-8)
 
 
 class Twice(MomoOptimizer):

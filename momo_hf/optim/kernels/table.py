@@ -40,9 +40,12 @@ class Entry(NamedTuple):
 
 @functools.cache
 def written_for(entry: Entry, method: Method) -> bool:
-    """Whether a method is the one of an entry: a subclass that overrides a function is another."""
-    names = ("buffers", "update", "direction", "corrections", "sample")
-    return all(getattr(type(method), name) is getattr(entry.method, name) for name in names)
+    """Whether a method is the one of an entry: a subclass that overrides a function or a flag is another."""
+    functions = ("update", "direction", "corrections", "sample")
+    values = ("buffers", "whole", "costly", "keeps_momentum")
+    return all(getattr(type(method), name) is getattr(entry.method, name) for name in functions) and all(
+        getattr(method, name) == getattr(entry.method, name) for name in values
+    )
 
 
 # In order of preference; the last one takes everything.
