@@ -17,9 +17,10 @@ from momo_hf.optim.method import Method
 from momo_hf.optim.record import scalar
 from momo_hf.optim.state import has_gradients, init_state, is_probe, show
 from momo_hf.optim.stateful import Stateful
-from momo_hf.optim.steps.averaged import EVAL_MODE, INTERPOLATION, fit_iterates, write_iterates
+from momo_hf.optim.steps.averaged import EVAL_MODE, INTERPOLATION
 from momo_hf.optim.steps.driver import take_step
 from momo_hf.optim.steps.given import Given
+from momo_hf.optim.steps.iterates import fit_iterates, write_iterates
 from momo_hf.optim.steps.kind import Kind
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.ramp import SEARCH, resume_ramp

@@ -9,7 +9,8 @@ from momo_hf.optim.auto import join_search
 from momo_hf.optim.checks import check_one_model
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group, home_of, keep
-from momo_hf.optim.steps.averaged import AVERAGES, averages_of, first_iterates, interpolation_of
+from momo_hf.optim.steps.averaged import AVERAGES, averages_of, interpolation_of
+from momo_hf.optim.steps.iterates import first_iterates
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.ramp import SEARCH, first_origin
 from momo_hf.optim.steps.search import new_search
