@@ -31,6 +31,8 @@ class AveragingReference:
     eps: float = 1e-8
     lb: float = 0.0
     divide: bool = True
+    power: int = 3
+    polyak: float = 1.0  # 2 after a search
     k: int = 0
     gap: float = 0.0
     q: float = 0.0
@@ -74,10 +76,10 @@ class AveragingReference:
             slope += ratio[group] * np.sum(g * u) / (1 + a[group] if self.divide else 1.0)
         self.gap = self.beta * self.gap + (1 - self.beta) * max(value - self.lb, 0.0)
         self.q = self.beta * self.q + (1 - self.beta) * slope
-        tau = min(alpha, self.gap / self.q) if self.q > 0 else 0.0
+        tau = min(alpha, self.polyak * self.gap / self.q) if self.q > 0 else 0.0
         self.taus.append(tau)
         self.largest = max(self.largest, tau)
-        self.weights.append(self.k * self.largest**2)
+        self.weights.append(self.k**self.power * self.largest**2)
         for i, group in enumerate(self.groups):
             if grads[i] is None:
                 continue
@@ -88,7 +90,8 @@ class AveragingReference:
             total = sum(self.weights)
             fraction = self.weights[-1] / total if total > 0 else 0.0
             if self.first[i] > 1:
-                fraction = max(fraction, 2 / (self.k - self.first[i] + 2))
+                own = self.k - self.first[i] + 1
+                fraction = max(fraction, own**self.power / sum(j**self.power for j in range(1, own + 1)))
             self.x[i] = self.x[i] + fraction * (self.z[i] - self.x[i])
 
 

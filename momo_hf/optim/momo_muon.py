@@ -1,7 +1,7 @@
 """MoMo on Muon: one model of the loss and one step size over Muon for matrices and Adam for all else."""
 
 import logging
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -61,7 +61,6 @@ class MomoMuon(MomoAdam):
     """
 
     methods = {"adam": Adam(), "muon": Muon()}
-    averaging_default: ClassVar[float] = 0.5
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from momo_hf.optim.method import Method
 from momo_hf.optim.record import scalar
 from momo_hf.optim.state import has_gradients, init_state, is_probe, show
 from momo_hf.optim.stateful import Stateful
-from momo_hf.optim.steps.averaged import EVAL_MODE, INTERPOLATION
+from momo_hf.optim.steps.averaged import EVAL_MODE
 from momo_hf.optim.steps.driver import take_step
 from momo_hf.optim.steps.given import Given
 from momo_hf.optim.steps.iterates import fit_iterates, write_iterates
@@ -52,11 +52,9 @@ class MomoOptimizer(LossIntake, Stateful):
     Attributes:
         methods: the methods that a group can have, by the name that goes into its option `method`; if there is only one,
             groups have no such option.
-        averaging_default: the number that `averaging=True` stands for.
     """
 
     methods: ClassVar[Mapping[str, Method]] = {"momentum": Method()}
-    averaging_default: ClassVar[float] = INTERPOLATION
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "MomoOptimizer":
         _leave_step_untraced()

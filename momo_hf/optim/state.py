@@ -9,7 +9,7 @@ from momo_hf.optim.auto import join_search
 from momo_hf.optim.checks import check_one_model
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group, home_of, keep
-from momo_hf.optim.steps.averaged import AVERAGES, averages_of, interpolation_of
+from momo_hf.optim.steps.averaged import AVERAGES, Form, averages_of, interpolation_of
 from momo_hf.optim.steps.iterates import first_iterates
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.ramp import SEARCH, first_origin
@@ -63,13 +63,13 @@ def init_state(groups: list[Group], state: State, methods: Mapping[str, Method],
             state[p] = own | {name: torch.zeros_like(p, dtype=dtype) for name in zeros} | late
 
 
-def join(groups: list[Group], check: Callable[[Group], None], averaging: float, stand_in: float) -> bool:
+def join(groups: list[Group], check: Callable[[Group], None], form: Form, stand_in: float) -> bool:
     """Make the last group, which was just added, one of the others.
 
     Args:
         groups: the parameter groups.
         check: raises for an option that is wrong.
-        averaging: what `averaging=True` stands for.
+        form: of the average, where nobody says otherwise.
         stand_in: what stands in `lr` while it is searched for.
 
     Returns:
@@ -81,12 +81,14 @@ def join(groups: list[Group], check: Callable[[Group], None], averaging: float, 
     head, group, first = groups[0], groups[-1], len(groups) == 1
     begins = join_search(group, None if first else head, stand_in) and first
     check(group)
-    group["averaging"] = interpolation_of(group["averaging"], averaging)
+    group["averaging"] = interpolation_of(group["averaging"], form.interpolation)
     check_one_model(group, head)
     if begins:
         SEARCH.write(groups, new_search(torch.zeros((), device=home_of(groups))))
     if group["averaging"]:
         group["train_mode"] = head.get("train_mode", True)
+        group["averaging_power"] = form.power if first else head["averaging_power"]
+        group["polyak_factor"] = form.polyak if first else head["polyak_factor"]
     widen(groups)
     if first:
         group["fstar"] = torch.full_like(group["fstar"], group["lb"])

@@ -16,7 +16,7 @@ from momo_hf.optim.method import Method
 from momo_hf.optim.rates import Rates
 from momo_hf.optim.record import SHARED_OPTIONS, beta_of, params_of
 from momo_hf.optim.state import join, widen
-from momo_hf.optim.steps.averaged import Averaged
+from momo_hf.optim.steps.averaged import Averaged, form_of
 from momo_hf.optim.steps.model import with_drift
 from momo_hf.optim.steps.modelled import MODEL, Modelled
 from momo_hf.optim.steps.ramp import SEARCH, Ramp, resume_ramp
@@ -34,7 +34,6 @@ class Stateful(Optimizer):
     """The part of an optimizer that keeps its state, for any methods."""
 
     methods: ClassVar[Mapping[str, Method]]
-    averaging_default: ClassVar[float]
     shard_group: dist.ProcessGroup | None
 
     def check_options(self, group: dict[str, Any]) -> None:
@@ -88,7 +87,7 @@ class Stateful(Optimizer):
         try:
             check_plain({f"parameter {i} of the group": p for i, p in enumerate(self.param_groups[-1]["params"])})
             stand_in = stand_in_of(type(self))
-            begins = join(self.param_groups, self.check_options, self.averaging_default, stand_in)
+            begins = join(self.param_groups, self.check_options, form_of(self.methods), stand_in)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -138,6 +137,9 @@ class Stateful(Optimizer):
         for group in self.param_groups:
             if group.get("averaging") is True:  # saved before it had a share of its own
                 group["averaging"] = beta_of(group)
+            if group.get("averaging", False):  # saved when these were 1 for good
+                group.setdefault("averaging_power", 1)
+                group.setdefault("polyak_factor", 1.0)
             if SEARCH.stands_in(group):  # saved when it was 1 for good
                 group.setdefault(STAND_IN, 1.0)
         # Loading a state comes here too: the loss of gradients that stay, and who keeps it, stay too.

@@ -35,7 +35,7 @@ def rows(step):
 def free_run(steps, clip=1.0):
     """The averaged weights and the loss of all data under them before and after every step, by schedule-free AdamW."""
     model, data = Net(dtype=torch.float64), Points(dtype=torch.float64)
-    optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=LR, r=1.0)
+    optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=LR, r=3.0)
     averaged, losses = [], []
     for step in range(steps + 1):
         optimizer.eval()

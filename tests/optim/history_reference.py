@@ -59,6 +59,7 @@ class History:
             "lb": self.lb,
             "divide": self.divide,
             "beta": self.beta,
+            "polyak": 2.0 if self.auto else 1.0,
         }
         self.average = AveragingReference(self.points, self.groups, lrs, self.decays, **options)
         self.average.first = [1 if known else None for known in self.known]

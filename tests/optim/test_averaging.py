@@ -23,7 +23,7 @@ from tests.optim.problem import least_squares
 # ---- The formulas ----
 
 
-@pytest.mark.parametrize("cls, lrs", [(Momo, [50.0, 20.0]), (MomoAdam, [0.5, 0.2])])
+@pytest.mark.parametrize("cls, lrs", [(Momo, [40.0, 16.0]), (MomoAdam, [0.5, 0.2])])
 @pytest.mark.parametrize("decays", [[0.0, 0.0], [0.01, 0.1]])
 @pytest.mark.parametrize("divide", [True, False])
 @pytest.mark.parametrize("foreach", [None, False])
@@ -73,7 +73,7 @@ def test_at_the_cap_it_is_schedule_free_adamw(dtype, tolerance, weight_decay):
     _, ours, at = problem(dtype=dtype)
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     momo = MomoAdam(ours, lr=1e-2, weight_decay=weight_decay, divide=False, averaging=0.9, lb=-1e6)
-    free = schedulefree.AdamWScheduleFree(theirs, lr=1e-2, weight_decay=weight_decay, r=1.0, weight_lr_power=2.0)
+    free = schedulefree.AdamWScheduleFree(theirs, lr=1e-2, weight_decay=weight_decay, r=3.0, weight_lr_power=2.0)
     free.train()
     for step in range(50):
         _, grads = at(values(theirs), step)
@@ -86,6 +86,35 @@ def test_at_the_cap_it_is_schedule_free_adamw(dtype, tolerance, weight_decay):
     momo.eval()
     free.eval()
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("cls", [Momo, MomoAdam])
+def test_a_state_from_before_goes_on_with_the_weights_that_it_had(cls):
+    """They were k times the squared largest step; what says so was not in the state."""
+    start, params, at = problem()
+    reference = AveragingReference(start, GROUPS, [0.2], [0.0], beta2=0.999 if cls is MomoAdam else None, power=1)
+    reference.groups = [0] * len(start)
+
+    def steps(optimizer, numbers):
+        for step in numbers:
+            loss, grads = at(reference.y, step)
+            give(params, grads)
+            optimizer.step(loss=loss)
+            reference.step(loss, grads)
+            assert close(values(params), reference.y)
+
+    older = cls(params, lr=0.2, averaging=True)
+    older.param_groups[0]["averaging_power"] = 1
+    steps(older, range(20))
+    state = older.state_dict()
+    assert state["param_groups"][0].pop("averaging_power") == 1
+    del state["param_groups"][0]["polyak_factor"]
+    newer = cls(params, lr=0.2, averaging=True)
+    newer.load_state_dict(state)
+    steps(newer, range(20, 60))
+    assert newer.param_groups[0]["polyak_factor"] == 1
+    newer.eval()
+    assert close(values(params), reference.x)
 
 
 def test_a_method_of_ones_own_averages_too():

@@ -74,7 +74,11 @@ def test_the_cap_falls_with_the_last_tenth_of_the_loss(cls):
     optimizer = cls(params, lr="auto", averaging=True)
     number, adam = search(optimizer, backward), cls is MomoAdam
     start = [p.detach().numpy().copy() for p in params]
-    right, losses, factors = AveragingReference(start, [0, 0], [0.0], [0.0], beta2=0.999 if adam else None), [], []
+    right, losses, factors = (
+        AveragingReference(start, [0, 0], [0.0], [0.0], beta2=0.999 if adam else None, polyak=2.0),
+        [],
+        [],
+    )
     for j in range(1, 101):
         loss, _ = backward(j % 60)
         factors.append(fall(optimizer.search.losses, losses, corrected=adam))
@@ -86,6 +90,27 @@ def test_the_cap_falls_with_the_last_tenth_of_the_loss(cls):
         for p, y in zip(params, right.y):
             np.testing.assert_allclose(p.detach().numpy(), y, rtol=1e-8, atol=1e-10)
     assert factors[0] == 1 and min(factors) < 0.7
+
+
+@both
+def test_after_a_search_polyaks_step_counts_twice(cls):
+    _, _, params, backward = problem()
+    optimizer = cls(params, lr="auto", averaging=True)
+    number, adam = search(optimizer, backward), cls is MomoAdam
+    optimizer.param_groups[0]["lr"] *= 30  # so that Polyak's step is the shorter one
+    start, losses, shorter = [p.detach().numpy().copy() for p in params], [], []
+    right = AveragingReference(start, [0, 0], [0.0], [0.0], beta2=0.999 if adam else None, polyak=2.0)
+    for j in range(1, 101):
+        loss, _ = backward(j % 60)
+        factor = fall(optimizer.search.losses, losses, corrected=adam)
+        losses.append(float(loss))
+        right.lrs = [30 * optimizer.search.cap * min(1.0, j / number) * factor]
+        right.step(losses[-1], [p.grad.numpy() for p in params])
+        optimizer.step(loss=loss)
+        shorter.append(right.taus[-1] < right.lrs[0])
+        for p, y in zip(params, right.y):
+            np.testing.assert_allclose(p.detach().numpy(), y, rtol=1e-8, atol=1e-10)
+    assert sum(shorter) > 20
 
 
 @both

@@ -57,7 +57,7 @@ def bucket(kind, method, shapes, stored, seed, bad=None, start=None, **group: An
         roles["grad"][0].view(-1)[:1] = bad
     options = {"betas": (0.9, 0.99), "eps": 1e-8} if method.buffers else {}
     averaging = 0.8 if kind is Averaged else False
-    group = {"foreach": None, "compile": False, "averaging": averaging, "beta": 0.9, **group}
+    group = {"foreach": None, "compile": False, "averaging": averaging, "averaging_power": 3, "beta": 0.9, **group}
     return Bucket(1, group, method, options, None, True, start, roles)
 
 
@@ -94,6 +94,7 @@ def update_of(kind, ok: bool, move: str):
     weight_decay=st.sampled_from([0.0, 0.1]),
     divide=st.booleans(),
     bias_correction=st.booleans(),
+    averaging_power=st.sampled_from([1, 3]),
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy computes what a device leaves out
 def test_they_do_what_the_plain_passes_do(cls, kind, known, shapes, stored, step, late, seed, bad, move, **group):

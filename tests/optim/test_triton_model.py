@@ -134,14 +134,14 @@ def test_the_step(data, groups, step, clip_factor, inputs_valid, **options):
 
 
 @settings(max_examples=100, deadline=None)
-@given(**STEPS)
-def test_the_averaged_step(data, groups, step, clip_factor, inputs_valid, **options):
+@given(power=st.sampled_from([1, 3]), polyak=st.sampled_from([1.0, 2.0]), **STEPS)
+def test_the_averaged_step(data, groups, step, clip_factor, inputs_valid, power, polyak, **options):
     before = [float(step), *(data.draw(st.floats(-2, 5, width=32)) for _ in range(len(ModelState._fields) - 1))]
     states = ModelState(*map(torch.tensor, before)), AverageState(*(torch.tensor(data.draw(SIZES)) for _ in range(4)))
     made, sums = data.draw(givens(groups, clip_factor)), AveragedSums(*data.draw(sums_of(groups, 4)))
     given = (*states, made, sums, torch.tensor(inputs_valid), Settings(use_fstar=False, **options))
-    *ours, update = scalars.next_averaged_step(*given)
-    *expected, expected_update = averaged_model.next_averaged_step(*given)
+    *ours, update = scalars.next_averaged_step(*given, power=power, polyak=polyak)
+    *expected, expected_update = averaged_model.next_averaged_step(*given, power=power, polyak=polyak)
     ours, expected, before = ([*model, *averages] for model, averages in (ours, expected, states))
     assert_step(ours, expected, update, expected_update, before, size_of([*before[1:], made.loss]))
 
@@ -150,9 +150,8 @@ def test_without_momentum_an_average_is_its_last_sample():
     state, averages = ModelState(*torch.zeros(9)), AverageState(*torch.tensor([1e3, 1e3, 0.0, 0.0]))
     made = Given(torch.tensor(1.0), None, True, torch.tensor([1.0]), torch.zeros(1))
     sums = AveragedSums(torch.tensor([1e-6]), *torch.zeros(3, 1))
-    found = scalars.next_averaged_step(
-        state, averages, made, sums, torch.tensor(True), Settings(0.0, 0.0, True, False, True)
-    )
+    options = Settings(0.0, 0.0, True, False, True)
+    found = scalars.next_averaged_step(state, averages, made, sums, torch.tensor(True), options, power=3, polyak=1.0)
     assert (found[1].gap_avg, found[1].norm_avg) == (1.0, torch.tensor(1e-6))
 
 
@@ -171,7 +170,7 @@ def test_nothing_that_is_not_finite_passes(chosen, value, averages):
     assert inputs_valid == (chosen > 3)
     if averages:
         given = (state, AverageState(*state[:4]), made, AveragedSums(*numbers[4:]), inputs_valid, options)
-        assert not scalars.next_averaged_step(*given)[2].accepted
+        assert not scalars.next_averaged_step(*given, power=3, polyak=2.0)[2].accepted
     elif chosen < 7:
         given = (state, made, Sums(*numbers[4:7]), torch.tensor(0.1), inputs_valid, options)
         assert not scalars.next_step(*given)[1].accepted

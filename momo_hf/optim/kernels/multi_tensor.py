@@ -175,7 +175,8 @@ class MultiTensorAveraged(MultiTensor):
 
         interpolation = self.how.interpolation
         how = self.types | {"decays": self.how.decays, "divide": self.how.divide}
-        how |= {"interpolation": interpolation, "to_x": 1 / interpolation - 1, "late": self.bucket.start is not None}
+        late = 0 if self.bucket.start is None else self.bucket.group["averaging_power"]
+        how |= {"interpolation": interpolation, "to_x": 1 / interpolation - 1, "late": late}
         found = self.run(triton_averaged.second_pass, 0, self.now.step, self.now.weight, *numbers, **how)
         torch.autograd.graph.increment_version(self.bucket.roles["param"])
         return found

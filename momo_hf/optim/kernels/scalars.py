@@ -61,16 +61,22 @@ def next_averaged_step(
     sums: AveragedSums,
     inputs_valid: Tensor,
     settings: Settings,
+    *,
+    power: int,
+    polyak: float,
 ) -> tuple[ModelState, AverageState, AveragedStep]:
     """`averaged_model.next_averaged_step`, with its arguments and results."""
     if not in_one_launch(model_state.step):
-        return averaged_model.next_averaged_step(model_state, state, given, sums, inputs_valid, settings)
+        return averaged_model.next_averaged_step(
+            model_state, state, given, sums, inputs_valid, settings, power=power, polyak=polyak
+        )
     from momo_hf.optim.kernels import triton_model
 
     weight = torch.empty_like(given.loss)
     before = [*model_state, *state]
+    how = {"power": power, "polyak": polyak}
     new, (factor, decay, ok) = decide(
-        triton_model.next_averaged_step, before, given, sums, inputs_valid, settings, weight
+        triton_model.next_averaged_step, before, given, sums, inputs_valid, settings, weight, **how
     )
     fields = len(model_state)
     return ModelState(*new[:fields]), AverageState(*new[fields:]), AveragedStep(factor, decay, weight, ok)

@@ -107,7 +107,7 @@ def second_pass(
     Args:
         part: w / Σ w.
         to_x: 1/β - 1.
-        late: whether the average is that of these parameters' own steps, see `Averaged.numbers`.
+        late: r where the average is that of these parameters' own steps, see `Averaged.numbers`, and otherwise 0.
     """
     place, offsets, size = find(places, blocks, block, aligned)
     mask = offsets < size
@@ -122,7 +122,10 @@ def second_pass(
         write(place, MOMENTUM, offsets, written, d, tl.float32, aligned)
     k, c = tl.load(step), tl.load(part)
     if late:
-        c = tl.where(flag(ok), tl.maximum(c, 2 / (k + 1)), c)
+        own = 2 / (k + 1)
+        if late == 3:
+            own *= own * k
+        c = tl.where(flag(ok), tl.maximum(c, own), c)
     ahead = read(place, AHEAD, offsets, mask, tl.float32, aligned)
     y = read(place, Y, offsets, mask, tl.float32, aligned)
     x = y - to_x * ahead

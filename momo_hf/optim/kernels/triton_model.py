@@ -199,6 +199,8 @@ def next_averaged_step(
     beta: tl.constexpr,
     bias_correction: tl.constexpr,
     divide: tl.constexpr,
+    power: tl.constexpr,
+    polyak: tl.constexpr,
     block: tl.constexpr,
 ):
     """`averaged_model.next_averaged_step`: from the old states, one after the other, to the new ones, and the step to take."""
@@ -231,16 +233,18 @@ def next_averaged_step(
     norm_avg = tl.load(old + NORM_AVG)
     norm_avg = lerp(norm_avg, norm, 1 - beta)
     moves = norm_avg > 0
-    polyak = minimum(tl.where(moves, gap_avg / norm_avg, 0.0), LARGEST)
-    tau = tl.where(moves, minimum(polyak, cap), 0.0)
+    reach = minimum(tl.where(moves, polyak * gap_avg / norm_avg, 0.0), LARGEST)
+    tau = tl.where(moves, minimum(reach, cap), 0.0)
     tau_max = clamp(tl.load(old + TAU_MAX), tau)
-    weight = step * tau_max * tau_max
+    weight = tau_max * tau_max
+    for _ in tl.static_range(power):
+        weight *= step
     weight_sum = tl.load(old + WEIGHT_SUM) + weight
     c = tl.where(weight_sum > 0, weight / weight_sum, 0.0)
     raw = tl.load(old + RAW_LOSS_AVG)
     raw = lerp(raw, f, average_weight(step, beta, bias_correction))
 
-    ok = finite(polyak) & finite(raw) & finite(gap_avg) & finite(norm_avg) & finite(tau_max) & finite(weight_sum)
+    ok = finite(reach) & finite(raw) & finite(gap_avg) & finite(norm_avg) & finite(tau_max) & finite(weight_sum)
     ok = (
         ok
         & finite(tau)
@@ -251,7 +255,7 @@ def next_averaged_step(
         & flag(inputs_valid)
     )
     ok = ok & finite(tl.sum(step_ahead, 0)) & finite(tl.sum(s, 0)) & finite(tl.sum(v, 0))
-    _keep_model(old, new, step, fstar, polyak, moves & (cap <= polyak), (gap == 0) & (f <= fstar), raw, ok)
+    _keep_model(old, new, step, fstar, reach, moves & (cap <= reach), (gap == 0) & (f <= fstar), raw, ok)
     tl.store(new + LOSS_AVG, tl.load(old + LOSS_AVG))
     tl.store(new + DRIFT, tl.load(old + DRIFT))
     _keep(old, new, GAP_AVG, gap_avg, ok)

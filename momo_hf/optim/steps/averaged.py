@@ -10,7 +10,7 @@ A parameter in bfloat16 or float16 cannot hold the small changes of y, so y is s
 
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,15 +24,33 @@ from momo_hf.optim.steps.given import Beginning, Given, settings_of
 from momo_hf.optim.steps.kind import Access, How, Kind, Now, Tensors
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.outside import Outside
+from momo_hf.optim.steps.ramp import SEARCH
 from momo_hf.optim.tensors.buckets import Bucket
 from momo_hf.optim.tensors.sharding import Layout
 
 
 AVERAGES = Record(AverageState)
 
-# β of y where nobody gives another one. Schedule-free learning mostly takes 0.9; with a Polyak step and a cap from a search,
-# over 1,000 steps, 0.8 was at least as good in 18 of 20 runs on ten tasks, and 0.95 worse.
-INTERPOLATION = 0.8
+
+class Form(NamedTuple):
+    """How iterates are averaged where nobody says otherwise.
+
+    Attributes:
+        interpolation: β of y, where `averaging` is True.
+        power: r of the weights w = k^r (largest τ so far)²; the average is mostly of the last 1 / (r+1) of the steps.
+        polyak: what Polyak's step is multiplied by where the cap was found by a search.
+    """
+
+    interpolation: float
+    power: int
+    polyak: float
+
+
+# Both chosen by runs of 1,000 steps with a search, see configs/sweeps/README.md. Twice Polyak's step leads to the minimum along u
+# where the loss is quadratic, and <g, D^{-1} g> holds the noise of the gradients whole. But a cap that was only given may be
+# far too high, and then nothing else bounds the step.
+ALONG_GRADIENTS = Form(interpolation=0.8, power=3, polyak=2.0)
+ALONG_MOMENTUM = Form(interpolation=0.5, power=1, polyak=1.0)
 
 EVAL_MODE = (
     "{name}.step() was called in eval mode, where the parameters hold the averaged weights, so the gradients were taken "
@@ -45,13 +63,14 @@ class Averaged(Kind):
     """The step that averages the iterates, where the groups have `averaging`.
 
     This is schedule-free learning (Defazio et al. 2024) with a Polyak step (Gower, Loizou 2025). z takes the steps, x is the
-    average of the z, weighted by w, k times the squared largest τ so far, and loss and gradient are taken at y between them:
+    average of the z, weighted by w, k^r times the squared largest τ so far, and loss and gradient are taken at y between them:
 
-        y = (1-β) z + β x,    τ = min(lr, avg[f(y) - lb + <g, z - y>]_+ / avg<g, D^{-1} g>)
+        y = (1-β) z + β x,    τ = min(lr, c avg[f(y) - lb + <g, z - y>]_+ / avg<g, D^{-1} g>)
         z <- (z - τ D^{-1} g) / (1 + lr λ),    x <- x + (w / Σ w) (z - x)
 
-    β is `averaging`, or 0.8 where that is True (`averaging_default` of the optimizer); the averages in τ have the method's own
-    β1. A method with `keeps_momentum` goes along u = direction(d̂) of the momentum of the gradients at y instead of D^{-1} g.
+    β is `averaging`, or 0.8 where that is True; r is 3; c is 2 where the cap was found by a search, and 1 where it was given; the
+    averages in τ have the method's own β1. A method with `keeps_momentum` goes along u = direction(d̂) of the momentum of the
+    gradients at y instead of D^{-1} g. In an optimizer that has one True stands for 0.5, r and c are 1.
 
     The parameters hold y in training, and x from `optimizer.eval()` to `optimizer.train()`. x is what is to be evaluated,
     sampled from and saved. Trainer does so by itself; in other loops both calls stand beside those of the model, on every
@@ -163,8 +182,11 @@ class Averaged(Kind):
             kept = 2 * beside <= sum(p.numel() for p in params_of(groups))
             averages = AverageState(*(torch.where(kept, value, 0.0) for value in averages))
             self.outside.after_step()
-        found, settings = AveragedSums(*sums.unbind()), settings_of(groups[0])
-        taken = scalars.next_averaged_step(before, averages, given, found, beginning.inputs_valid, settings)
+        head, found = groups[0], AveragedSums(*sums.unbind())
+        how = {"power": head["averaging_power"], "polyak": head["polyak_factor"] if SEARCH.stands_in(head) else 1.0}
+        taken = scalars.next_averaged_step(
+            before, averages, given, found, beginning.inputs_valid, settings_of(head), **how
+        )
         model, averages, update = taken
         MODEL.write(groups, model)
         AVERAGES.write(groups, averages)
@@ -180,7 +202,8 @@ class Averaged(Kind):
         if bucket.start is not None:
             # The average of parameters that joined a running model is that of their own steps, weighted by their own k.
             # Steps never fall, so that this is less than w / Σ w for those that were there from the start.
-            weight = torch.where(update.accepted, weight.maximum(2 / (now.step.to(weight) + 1)), weight)
+            own = own_weight(now.step.to(weight), bucket.group["averaging_power"])
+            weight = torch.where(update.accepted, weight.maximum(own), weight)
         back = update.accepted.to(weight.dtype) * (1 / interpolation - 1)
         factor, decay = update.factor.select(0, bucket.index), update.decay.select(0, bucket.index)
         return -back, factor * interpolation, decay, back + weight, 1 - weight, update.accepted
@@ -191,7 +214,17 @@ def averages_of(method: Method) -> tuple[str, ...]:
     return (*(("exp_avg",) if method.keeps_momentum else ()), *method.buffers)
 
 
-def interpolation_of(averaging: bool | float, default: float = INTERPOLATION) -> bool | float:
+def own_weight(step: Tensor, power: int) -> Tensor:
+    """k^r / Σ k^r, 0-dim, for an r of 1 or 3: the sum of cubes is the square of the sum."""
+    return step**power / (step * (step + 1) / 2) ** ((power + 1) // 2)
+
+
+def form_of(methods: Mapping[str, Method]) -> Form:
+    """How an optimizer with these methods averages."""
+    return ALONG_MOMENTUM if any(method.keeps_momentum for method in methods.values()) else ALONG_GRADIENTS
+
+
+def interpolation_of(averaging: bool | float, default: float = ALONG_GRADIENTS.interpolation) -> bool | float:
     """β for the option `averaging`, or False; `default` where it is True.
 
     Raises:

@@ -5,8 +5,8 @@ arXiv 2511.07767). Three sequences start at one point: z takes the steps, x is t
 taken between them:
 
     y = (1-β) z + β x
-    τ = min(α, avg[f(y) - f* + <g, z - y>]_+ / avg<g, D^{-1} g>)
-    z <- z - τ D^{-1} g,    x <- x + c (z - x),    c = w / Σ w,    w = k (largest τ so far)²
+    τ = min(α, c avg[f(y) - f* + <g, z - y>]_+ / avg<g, D^{-1} g>)
+    z <- z - τ D^{-1} g,    x <- x + (w / Σ w) (z - x),    w = k^r (largest τ so far)²
 
 As in `model` everything is arithmetic on 0-dim tensors and on vectors with one entry per parameter group, without a
 Python branch on a value. Both averages start at 0 and have the weight 1-β, so that their quotient needs no correction.
@@ -42,7 +42,7 @@ class AveragedStep(NamedTuple):
     Attributes:
         factor: τ r_g per group, shape (groups,); 0 on a skipped step.
         decay: a_g = α_g λ_g per group, shape (groups,); 0 on a skipped step.
-        weight: c, 0-dim, the weight of the new z in x; 0 on a skipped step.
+        weight: w / Σ w, 0-dim, the weight of the new z in x; 0 on a skipped step.
         accepted: 0-dim bool, False where nothing may be changed.
     """
 
@@ -69,7 +69,15 @@ class AveragedSums(NamedTuple):
 
 
 def next_averaged_step(
-    model: ModelState, state: AverageState, given: Given, sums: AveragedSums, inputs_valid: Tensor, settings: Settings
+    model: ModelState,
+    state: AverageState,
+    given: Given,
+    sums: AveragedSums,
+    inputs_valid: Tensor,
+    settings: Settings,
+    *,
+    power: int,
+    polyak: float,
 ) -> tuple[ModelState, AverageState, AveragedStep]:
     """From the loss and the inner products of step k to the step size and the weight of the new iterate.
 
@@ -82,6 +90,8 @@ def next_averaged_step(
         settings: the shared options. The decay is proximal with `divide`, z <- (z - τ r u) / (1 + a), the minimiser of the
             truncated model with decay; or at y, z <- z - τ r u - a y, as in schedule-free AdamW. `bias_correction` is for
             the loss in the logs alone.
+        power: r.
+        polyak: c.
 
     Returns:
         Both states after step k and the step to take. Where the loss or an inner product is not finite, the states are
@@ -102,18 +112,18 @@ def next_averaged_step(
     norm = (ratio * (1 - shrinks) * sums.norm_sq).sum()
     norm_avg = state.norm_avg.lerp(norm, 1 - beta)
     moves = norm_avg > 0
-    polyak = where(moves, gap_avg / norm_avg, zero).clamp(max=finfo(gap.dtype).max)
-    tau = where(moves, polyak.minimum(cap), zero)  # τ
+    reach = where(moves, polyak * gap_avg / norm_avg, zero).clamp(max=finfo(gap.dtype).max)
+    tau = where(moves, reach.minimum(cap), zero)  # τ
     tau_max = state.tau_max.maximum(tau)
-    weight = step * tau_max.square()  # w; the first iterates are far from where the last ones are
+    weight = step**power * tau_max.square()  # w; the first iterates are far from where the last ones are
     weight_sum = state.weight_sum + weight
-    fraction = where(weight_sum > 0, weight / weight_sum, zero)  # c
+    fraction = where(weight_sum > 0, weight / weight_sum, zero)
 
     new_model = model._replace(
         step=step,
         fstar=fstar,
-        polyak_lr=polyak,
-        capped=model.capped + (moves & (cap <= polyak)),
+        polyak_lr=reach,
+        capped=model.capped + (moves & (cap <= reach)),
         stalled=model.stalled + ((gap == 0) & (loss <= fstar)),
         raw_loss_avg=model.raw_loss_avg.lerp(loss, average_weight(step, beta, settings.bias_correction)),
     )
