@@ -24,8 +24,8 @@ class Method:
         costly: whether `direction` is expensive, so that a step computes it once and keeps it, which takes as much memory as
             the parameters.
         keeps_momentum: whether a step that averages the iterates uses the momentum too, that of the gradients at y. If not, it
-            goes along the gradient, which is enough where the direction is linear in it: the averaging itself smooths. What
-            `averaging=True` stands for depends on it too, see `momo_hf.optim.steps.averaged`.
+            goes along the gradient, which is enough where the direction is linear in it: the averaging itself smooths. How
+            an optimizer averages depends on whether any of its methods has it, see `momo_hf.optim.steps.averaged`.
         ramp_start: the size of the first step of a search for the cap (`lr="auto"`), about a ten-thousandth of any good step
             size. With None it is computed from the first loss and gradient, which is right where the step is proportional to
             the gradient; a method whose direction does not grow with the gradient needs a number of its own.

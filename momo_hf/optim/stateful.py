@@ -70,7 +70,7 @@ class Stateful(Optimizer):
             self._watch = Watch()
             self._searching = SEARCH.stands_in(self.param_groups[0])
             drop_cap(self.param_groups, stand_in_of(type(self)))
-            reset(self.param_groups)
+            reset(self.param_groups, form_of(self.methods))
 
     # ---- Copied, saved and loaded ----
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from momo_hf.optim.record import Group, params_of
 from momo_hf.optim.state import widen
-from momo_hf.optim.steps.averaged import AVERAGES
+from momo_hf.optim.steps.averaged import AVERAGES, Form
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.ramp import SEARCH
 from momo_hf.optim.steps.search import new_search
@@ -29,8 +29,13 @@ def drop_empty(state: MutableMapping[Tensor, dict[str, Tensor]]) -> bool:
     return bool(state)
 
 
-def reset(groups: list[Group]) -> None:
-    """Give all groups the scalars of a new optimizer. Those that were there may stand in a state that was saved."""
+def reset(groups: list[Group], form: Form) -> None:
+    """Give all groups the scalars of a new optimizer. Those that were there may stand in a state that was saved.
+
+    Args:
+        groups: the parameter groups.
+        form: of the average, where nobody says otherwise.
+    """
     head = groups[0]
     zeros = {name: torch.zeros_like(head[name]) for name in (*MODEL.keys, *AVERAGES.keys) if name in head}
     zeros["fstar"] = torch.full_like(head["fstar"], head["lb"])
@@ -39,7 +44,7 @@ def reset(groups: list[Group]) -> None:
     for group in groups:
         group.update(zeros | {"effective_lr": torch.zeros_like(group["effective_lr"])})
         if "lr_max" in group:
-            group["lr_max"] = 0.0
+            group.update(lr_max=0.0, averaging_power=form.power, polyak_factor=form.polyak)
 
 
 def dtypes_of(groups: list[Group]) -> list[torch.dtype]:

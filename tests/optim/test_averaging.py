@@ -104,8 +104,9 @@ def test_a_state_from_before_goes_on_with_the_weights_that_it_had(cls):
             assert close(values(params), reference.y)
 
     older = cls(params, lr=0.2, averaging=True)
+    steps(older, range(1))  # whose weight is 1 either way
     older.param_groups[0]["averaging_power"] = 1
-    steps(older, range(20))
+    steps(older, range(1, 20))
     state = older.state_dict()
     assert state["param_groups"][0].pop("averaging_power") == 1
     del state["param_groups"][0]["polyak_factor"]
@@ -115,6 +116,10 @@ def test_a_state_from_before_goes_on_with_the_weights_that_it_had(cls):
     assert newer.param_groups[0]["polyak_factor"] == 1
     newer.eval()
     assert close(values(params), reference.x)
+    newer.train()
+    newer.state.clear()
+    newer.step(loss=1.0)  # as a new one
+    assert (newer.param_groups[0]["averaging_power"], newer.param_groups[0]["polyak_factor"]) == (3, 2)
 
 
 def test_a_method_of_ones_own_averages_too():

@@ -38,7 +38,7 @@ class Form(NamedTuple):
     Attributes:
         interpolation: β of y, where `averaging` is True.
         power: r of the weights w = k^r (largest τ so far)²; the average is mostly of the last 1 / (r+1) of the steps.
-        polyak: what Polyak's step is multiplied by where the cap was found by a search.
+        polyak: p, what Polyak's step is multiplied by after a search.
     """
 
     interpolation: float
@@ -65,12 +65,12 @@ class Averaged(Kind):
     This is schedule-free learning (Defazio et al. 2024) with a Polyak step (Gower, Loizou 2025). z takes the steps, x is the
     average of the z, weighted by w, k^r times the squared largest τ so far, and loss and gradient are taken at y between them:
 
-        y = (1-β) z + β x,    τ = min(lr, c avg[f(y) - lb + <g, z - y>]_+ / avg<g, D^{-1} g>)
+        y = (1-β) z + β x,    τ = min(lr, p avg[f(y) - lb + <g, z - y>]_+ / avg<g, D^{-1} g>)
         z <- (z - τ D^{-1} g) / (1 + lr λ),    x <- x + (w / Σ w) (z - x)
 
-    β is `averaging`, or 0.8 where that is True; r is 3; c is 2 where the cap was found by a search, and 1 where it was given; the
+    β is `averaging`, or 0.8 where that is True; r is 3; p is 2 after a search for the cap, and 1 where there was none; the
     averages in τ have the method's own β1. A method with `keeps_momentum` goes along u = direction(d̂) of the momentum of the
-    gradients at y instead of D^{-1} g. In an optimizer that has one True stands for 0.5, r and c are 1.
+    gradients at y instead of D^{-1} g. In an optimizer that has one True stands for 0.5, and r and p are 1.
 
     The parameters hold y in training, and x from `optimizer.eval()` to `optimizer.train()`. x is what is to be evaluated,
     sampled from and saved. Trainer does so by itself; in other loops both calls stand beside those of the model, on every

@@ -5,7 +5,7 @@ arXiv 2511.07767). Three sequences start at one point: z takes the steps, x is t
 taken between them:
 
     y = (1-β) z + β x
-    τ = min(α, c avg[f(y) - f* + <g, z - y>]_+ / avg<g, D^{-1} g>)
+    τ = min(α, p avg[f(y) - f* + <g, z - y>]_+ / avg<g, D^{-1} g>)
     z <- z - τ D^{-1} g,    x <- x + (w / Σ w) (z - x),    w = k^r (largest τ so far)²
 
 As in `model` everything is arithmetic on 0-dim tensors and on vectors with one entry per parameter group, without a
@@ -91,7 +91,7 @@ def next_averaged_step(
             truncated model with decay; or at y, z <- z - τ r u - a y, as in schedule-free AdamW. `bias_correction` is for
             the loss in the logs alone.
         power: r.
-        polyak: c.
+        polyak: p.
 
     Returns:
         Both states after step k and the step to take. Where the loss or an inner product is not finite, the states are
