@@ -21,7 +21,7 @@ class MomoAdam(MomoOptimizer):
 
     At the cap (τ = lr) this is Adam's own step, so `lr` means what it means for AdamW.
 
-    With `averaging` it is schedule-free, see `momo_hf.optim.steps.averaged`. At the cap it is then schedule-free AdamW.
+    With `averaging` it is schedule-free, see `momo_hf.optim.steps.averaged`. At the cap it is then schedule-free AdamW, with r = 3.
 
     Args:
         params: parameters or parameter groups; groups may differ in `lr` and `weight_decay`.
