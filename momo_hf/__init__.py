@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from momo_hf.integrations.groups import muon_groups
     from momo_hf.integrations.seq2seq import MomoSeq2SeqTrainer
     from momo_hf.integrations.smoothing import label_smoothing_bound
+    from momo_hf.integrations.tables import mark_tables
     from momo_hf.integrations.transformers import MomoTrainer, MomoTrainerMixin, momo_kwargs
 
 __version__ = "0.2.0.dev0"
@@ -34,6 +35,7 @@ __all__ = [
     "MomoTrainer",
     "MomoTrainerMixin",
     "label_smoothing_bound",
+    "mark_tables",
     "momo_kwargs",
     "momo_metrics",
     "muon_groups",
@@ -50,6 +52,7 @@ def __getattr__(name: str) -> Any:
         "MomoCallback": "callback",
         "MomoSeq2SeqTrainer": "seq2seq",
         "label_smoothing_bound": "smoothing",
+        "mark_tables": "tables",
         "momo_metrics": "accelerate",
         "muon_groups": "groups",
     }

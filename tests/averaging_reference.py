@@ -19,6 +19,7 @@ class AveragingReference:
         lrs: α_g; may be changed between steps.
         decays: λ_g.
         beta2: of Adam's second moment, or None for the identity.
+        tables: the parameters that are tables of embeddings.
     """
 
     start: list[np.ndarray]
@@ -33,6 +34,8 @@ class AveragingReference:
     divide: bool = True
     power: int = 3
     polyak: float = 1.0  # 2 after a search
+    bound: float = 2.0
+    tables: tuple[int, ...] = ()
     k: int = 0
     gap: float = 0.0
     q: float = 0.0
@@ -70,6 +73,8 @@ class AveragingReference:
             if self.beta2 is not None:
                 self.v[i] = self.beta2 * self.v[i] + (1 - self.beta2) * g * g
                 u = g / (np.sqrt(self.v[i] / (1 - self.beta2**own)) + self.eps)
+            if i in self.tables:
+                u = np.clip(u, -self.bound, self.bound)
             directions.append(u)
             at = self.z[i] / (1 + a[group]) if self.divide else self.z[i]
             value += np.sum(g * (at - y[i]))

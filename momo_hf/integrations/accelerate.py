@@ -16,7 +16,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
 from momo_hf.integrations import deepspeed, saving
-from momo_hf.integrations.gradients import Snapshot, note_model
+from momo_hf.integrations.gradients import Snapshot, models_of, note_model
+from momo_hf.integrations.tables import mark_tables
 from momo_hf.integrations.weights import unwrap_optimizer
 from momo_hf.integrations.window import LossAccumulator, average
 from momo_hf.integrations.wrapping import wrap_once
@@ -184,6 +185,18 @@ def _clip_grad_value_(original: Callable) -> Callable:
     return clip_grad_value_
 
 
+def _prepare(original: Callable) -> Callable:
+    def prepare(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
+        # Before FSDP2 exchanges the parameters, whose places in the groups stay the same.
+        models = [*(model for model in args if isinstance(model, torch.nn.Module)), *models_of(self)]
+        for optimizer in filter(None, map(unwrap_optimizer, (*args, *self._optimizers))):
+            for model in models:
+                mark_tables(model, optimizer)
+        return original(self, *args, **kwargs)
+
+    return prepare
+
+
 def _prepare_optimizer(original: Callable) -> Callable:
     def prepare_optimizer(self: Accelerator, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         # Losses that are given by hand need the averaging too, also where no backward pass goes through here.
@@ -242,6 +255,7 @@ def install() -> None:
         (Accelerator, "backward", _backward),
         (Accelerator, "clip_grad_norm_", _clip_grad_norm_),
         (Accelerator, "clip_grad_value_", _clip_grad_value_),
+        (Accelerator, "prepare", _prepare),
         (Accelerator, "prepare_model", _prepare_model),
         (Accelerator, "prepare_optimizer", _prepare_optimizer),
         (AcceleratedOptimizer, "step", _step),

@@ -29,6 +29,8 @@ class Method:
         ramp_start: the size of the first step of a search for the cap (`lr="auto"`), about a ten-thousandth of any good step
             size. With None it is computed from the first loss and gradient, which is right where the step is proportional to
             the gradient; a method whose direction does not grow with the gradient needs a number of its own.
+        table_bound: the largest absolute value of an entry of u in a step that averages the iterates, for the `tables` of
+            a group, see `momo_hf.optim.steps.averaged`. With None there is no bound.
     """
 
     buffers: tuple[str, ...] = ()
@@ -36,6 +38,7 @@ class Method:
     costly: bool = False
     keeps_momentum: bool = False
     ramp_start: float | None = None
+    table_bound: float | None = None
 
     def update(self, grad: Tensor, buffers: Buffers, options: Options) -> Buffers:
         """Take a gradient into the method's buffers.

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
@@ -96,7 +97,7 @@ def mask(model):
 
 def alone(folder):
     runs = {dtype: bare("plain", dtype) for dtype in ("float64", "float32")}
-    return runs | {"changed": bare("plain", changes=True), "loop": loop("ddp")}
+    return runs | {"changed": bare("plain", changes=True), "loop": loop("ddp"), "lookup": loop("ddp", net=Lookup)}
 
 
 def sharded(folder, kinds):
@@ -107,10 +108,23 @@ def sharded(folder, kinds):
     return made | changed | {"said": said.call_count}
 
 
-def loop(kind, steps=50):
+class Lookup(nn.Module):
+    """A table most of whose rows are seldom looked up."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.output = nn.Embedding(12, 3), nn.Linear(3, 3)
+
+    def forward(self, inputs, labels):
+        places = (inputs[:, 0].abs() * 6).long().clamp(max=11)
+        return {"loss": (self.output(self.table(places)) - labels).square().mean()}
+
+
+def loop(kind, steps=50, net=Net):
     """A loop on accelerate with evaluations in between; in float32."""
     accelerator = accelerator_for(kind)
-    model, data = Net(), Points()
+    model, data = net(), Points()
     made = MomoAdam(model.parameters(), lr=1.0, weight_decay=0.01, averaging=True)
     model, optimizer = accelerator.prepare(model, made)
     for step in range(steps):
@@ -124,11 +138,13 @@ def loop(kind, steps=50):
             optimizer.eval()
     y = weights(model)
     optimizer.eval()
-    return {"y": y, "x": weights(model)}
+    return {"y": y, "x": weights(model), "tables": made.param_groups[0].get("tables")}
 
 
 def loops(folder):
-    return {kind: loop(kind) for kind in ("ddp", "fsdp2")}
+    return {kind: loop(kind) for kind in ("ddp", "fsdp2")} | {
+        f"{kind} lookup": loop(kind, net=Lookup) for kind in ("ddp", "fsdp2")
+    }
 
 
 def checkpoints(folder):

@@ -53,7 +53,7 @@ COMPILED = [case for case in CASES if case[2] is Compiled and isinstance(case[1]
 CASES = [case for case in CASES if case[2] is not Compiled]
 
 
-def random_bucket(kind, method, shapes, stored, seed, bad, **group):
+def random_bucket(kind, method, shapes, stored, seed, bad, tables=False, **group):
     generator = torch.Generator().manual_seed(seed)
     wide = torch.promote_types(stored, torch.float32)
 
@@ -72,7 +72,7 @@ def random_bucket(kind, method, shapes, stored, seed, bad, **group):
     options = {"betas": (0.9, 0.99), "eps": 1e-8} if isinstance(method, Adam) else {}
     corrects = not isinstance(method, Adam) and seed % 2 == 0
     group = {"foreach": None, "compile": True, "bias_correction": not corrects, "averaging": 0.8, **group}
-    return Bucket(0, {"beta": 0.9, **group}, method, options, None, True, None, roles)
+    return Bucket(0, {"beta": 0.9, **group}, method, options, None, tables, True, None, roles)
 
 
 def update_of(kind, number, ok, seed):
@@ -111,11 +111,12 @@ def passes(kernel_set, kind, bucket, step, ok, known, seed):
     bad=st.sampled_from([None, float("nan"), float("inf")]),
     weight_decay=st.sampled_from([0.0, 0.1]),
     divide=st.booleans(),
+    tables=st.booleans(),
 )
 def test_every_set_does_what_the_plain_one_does(
-    kind, method, kernel_set, known, shapes, stored, step, seed, bad, weight_decay, divide
+    kind, method, kernel_set, known, shapes, stored, step, seed, bad, weight_decay, divide, tables
 ):
-    compare(kind, method, kernel_set, known, shapes, stored, step, seed, bad, weight_decay, divide)
+    compare(kind, method, kernel_set, known, shapes, stored, step, seed, bad, weight_decay, divide, tables)
 
 
 @pytest.mark.slow
@@ -123,12 +124,12 @@ def test_every_set_does_what_the_plain_one_does(
 def test_the_compiled_set_serves_any_kind_and_method(kind, method, kernel_set, known):
     shapes = [(2 * ROW,), (5, 4 * ROW), (10, 2 * ROW), (5, 4 * ROW)]
     for bad in (None, float("nan")):
-        compare(kind, method, kernel_set, known, shapes, torch.bfloat16, 7, 3, bad, 0.1, True)
+        compare(kind, method, kernel_set, known, shapes, torch.bfloat16, 7, 3, bad, 0.1, True, False)
 
 
-def compare(kind, method, kernel_set, known, shapes, stored, step, seed, bad, weight_decay, divide):
+def compare(kind, method, kernel_set, known, shapes, stored, step, seed, bad, weight_decay, divide, tables):
     """Both passes of a set and of the plain one: their sums, what they write, and that nothing is written where it is bad."""
-    group = {"weight_decay": weight_decay, "divide": divide}
+    group = {"weight_decay": weight_decay, "divide": divide, "tables": tables}
     ours, plain = (random_bucket(kind, method, shapes, stored, seed, bad, **group) for _ in range(2))
     if issubclass(kernel_set, Fused) and not kernel_set.take(ours, known)[0].roles["param"]:
         return

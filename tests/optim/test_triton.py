@@ -41,7 +41,7 @@ def interpreted():
         yield
 
 
-def bucket(kind, method, shapes, stored, seed, bad=None, start=None, **group: Any) -> Bucket:
+def bucket(kind, method, shapes, stored, seed, bad=None, start=None, tables=False, **group: Any) -> Bucket:
     """Parameters of the second group, with random values in all roles of a kind of step."""
     generator = torch.Generator().manual_seed(seed)
     wide = torch.promote_types(stored, torch.float32)
@@ -58,7 +58,7 @@ def bucket(kind, method, shapes, stored, seed, bad=None, start=None, **group: An
     options = {"betas": (0.9, 0.99), "eps": 1e-8} if method.buffers else {}
     averaging = 0.8 if kind is Averaged else False
     group = {"foreach": None, "compile": False, "averaging": averaging, "averaging_power": 3, "beta": 0.9, **group}
-    return Bucket(1, group, method, options, None, True, start, roles)
+    return Bucket(1, group, method, options, None, tables, True, start, roles)
 
 
 def passes(kernel_set, kind: type[Kind], made: Bucket, beginning: Beginning, known, update):
@@ -95,6 +95,7 @@ def update_of(kind, ok: bool, move: str):
     divide=st.booleans(),
     bias_correction=st.booleans(),
     averaging_power=st.sampled_from([1, 3]),
+    tables=st.booleans(),
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy computes what a device leaves out
 def test_they_do_what_the_plain_passes_do(cls, kind, known, shapes, stored, step, late, seed, bad, move, **group):

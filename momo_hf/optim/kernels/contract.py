@@ -45,6 +45,7 @@ class Kernels(ABC):
             finite_known=now.inputs_valid is not None,
             stored=bucket.stored,
             interpolation=float(bucket.group["averaging"]),
+            bound=bucket.method.table_bound if bucket.table else None,
         )
 
     @classmethod

@@ -32,10 +32,12 @@ class Fused(Plain):
 
     Attributes:
         vector: the role whose direction the step goes along.
+        bound: of the entries of u, or None.
     """
 
     corrects = True
     vector = "exp_avg"
+    bound: float | None = None
 
     @classmethod
     def take(cls, bucket: Bucket, finite_known: bool) -> tuple[Bucket, Bucket]:
@@ -140,13 +142,19 @@ class FusedAdam(Fused):
         momentum = vector if averaged else memory.scratch(vector.numel())
         betas = (beta1 if averaged else 0.0, beta2)
         self.adam(u, tensors["grad"], momentum, tensors, -1.0, betas, self.now.step, decay=-1.0)
+        if self.bound is not None:
+            u.clamp_(-self.bound, self.bound)
         return torch.dot(vector, u)
 
     def kept(self, tensors: Tensors) -> Tensor | None:
         return tensors.get("direction")
 
     def move(self, tensors: Tensors, target: str, factor: float) -> None:
-        u = self.kept(tensors)
+        u, bound = self.kept(tensors), self.bound
+        if u is None and bound is not None:
+            u = memory.spare(tensors[target].numel())
+            self.apply(tensors, u, self.vector, -1.0, self.now.step, decay=-1.0)
+            u.div_(self.rho).clamp_(-bound, bound)
         if u is None:
             self.apply(tensors, tensors[target], self.vector, factor / self.rho, self.now.step)
         else:

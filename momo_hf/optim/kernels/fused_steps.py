@@ -35,6 +35,10 @@ class FusedAveraged(Fused):
     vector = "grad"
     rho = 1.0  # a gradient is no average
 
+    @property
+    def bound(self) -> float | None:  # type: ignore[override]
+        return self.how.bound
+
     def first_of(self, tensors: Tensors) -> tuple[Tensor, ...]:
         grad, shrinks = tensors["grad"], self.how.decays and self.how.divide
         norm, step = self.absorb(tensors), torch.dot(grad, tensors["ahead"])

@@ -157,6 +157,10 @@ class MultiTensorAveraged(MultiTensor):
 
     columns = ("param", "grad", "exp_avg_sq", "exp_avg", "ahead", "y")
 
+    @cached_property
+    def constants(self) -> dict[str, Any]:
+        return super().constants | {"bound": self.how.bound}
+
     def numbers(self, update: Any) -> tuple[Tensor, ...]:
         """What the kernel makes the numbers of the second pass from."""
         index = self.bucket.index

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from momo_hf.optim.kernels.triton_math import flag
+from momo_hf.optim.kernels.triton_math import clamp, flag, minimum
 from momo_hf.optim.kernels.triton_tensors import (
     ANOTHER,
     GRAD,
@@ -27,6 +27,14 @@ AHEAD, Y = OTHER, ANOTHER
 
 
 @triton.jit
+def bounded(u, bound: tl.constexpr):
+    """u with entries of at most `bound`, where there is one."""
+    if bound is not None:
+        u = clamp(minimum(u, bound), -bound)
+    return u
+
+
+@triton.jit
 def first_pass(
     places,
     blocks,
@@ -41,6 +49,7 @@ def first_pass(
     eps: tl.constexpr,
     adam: tl.constexpr,
     costly: tl.constexpr,
+    bound: tl.constexpr,
     shrinks: tl.constexpr,
     finite_known: tl.constexpr,
     aligned: tl.constexpr,
@@ -68,7 +77,7 @@ def first_pass(
     overlap = 0.0
     if shrinks:
         overlap = ahead + tl.sum(g * read(place, Y, offsets, mask, tl.float32, aligned))
-    u = direction(g, v, mask, rsqrt_correction(tl.load(step), log_beta2, adam), eps, adam, costly)
+    u = bounded(direction(g, v, mask, rsqrt_correction(tl.load(step), log_beta2, adam), eps, adam, costly), bound)
     tl.store(sums + row * 4, tl.sum(g * u))
     tl.store(sums + row * 4 + 1, ahead)
     tl.store(sums + row * 4 + 2, overlap)
@@ -93,6 +102,7 @@ def second_pass(
     eps: tl.constexpr,
     adam: tl.constexpr,
     costly: tl.constexpr,
+    bound: tl.constexpr,
     decays: tl.constexpr,
     divide: tl.constexpr,
     interpolation: tl.constexpr,
@@ -107,6 +117,7 @@ def second_pass(
     Args:
         part: w / Σ w.
         to_x: 1/β - 1.
+        bound: of the entries of u, for tables of embeddings; None where there is none.
         late: r where the average is that of these parameters' own steps, see `Averaged.numbers`, and otherwise 0.
     """
     place, offsets, size = find(places, blocks, block, aligned)
@@ -129,11 +140,8 @@ def second_pass(
     ahead = read(place, AHEAD, offsets, mask, tl.float32, aligned)
     y = read(place, Y, offsets, mask, tl.float32, aligned)
     x = y - to_x * ahead
-    ahead -= (
-        tl.load(factor)
-        * interpolation
-        * direction(g, v, mask, rsqrt_correction(k, log_beta2, adam), eps, adam, costly)
-    )
+    u = bounded(direction(g, v, mask, rsqrt_correction(k, log_beta2, adam), eps, adam, costly), bound)
+    ahead -= tl.load(factor) * interpolation * u
     if decays and divide:
         a = tl.load(decay)
         ahead = (ahead - interpolation * a * x) / (1 + a)  # β (z_{k+1} - x)

@@ -19,7 +19,7 @@ from momo_hf.optim.kernels import scalars
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group, Record, params_of
 from momo_hf.optim.steps.averaged_model import AveragedStep, AveragedSums, AverageState
-from momo_hf.optim.steps.elementwise import buffers_of, corrected, inner_product, lerp, take_in, zero_unless
+from momo_hf.optim.steps.elementwise import bounded, buffers_of, corrected, inner_product, lerp, take_in, zero_unless
 from momo_hf.optim.steps.given import Beginning, Given, settings_of
 from momo_hf.optim.steps.kind import Access, How, Kind, Now, Tensors
 from momo_hf.optim.steps.modelled import MODEL
@@ -71,6 +71,11 @@ class Averaged(Kind):
     β is `averaging`, or 0.8 where that is True; r is 3; p is 2 after a search for the cap, and 1 where there was none; the
     averages in τ have the method's own β1. A method with `keeps_momentum` goes along u = direction(d̂) of the momentum of the
     gradients at y instead of D^{-1} g. In an optimizer that has one True stands for 0.5, and r and p are 1.
+
+    A row of a table of embeddings that is looked up in a share q of the steps has a v of q times its g², so that along a
+    gradient alone its steps are 1/√q caps, and it learns its few samples by heart. In the `tables` of a group, places in its
+    `params`, the entries of u are at most 2 with Adam (`Method.table_bound`). `mark_tables` finds them; `Accelerator.prepare`
+    and Trainer call it.
 
     The parameters hold y in training, and x from `optimizer.eval()` to `optimizer.train()`. x is what is to be evaluated,
     sampled from and saved. Trainer does so by itself; in other loops both calls stand beside those of the model, on every
@@ -129,7 +134,7 @@ class Averaged(Kind):
             take_in(method, tensors, now, now.inputs_valid, momentum=method.keeps_momentum)
             buffers, momentum, written = buffers_of(method, tensors), tensors.get("exp_avg"), zero
         vector = grad if momentum is None else corrected(momentum, now.rho)
-        direction = method.direction(vector, buffers, now.options)  # u
+        direction = bounded(method.direction(vector, buffers, now.options), how.bound)  # u
         if method.costly:
             tensors["direction"] = direction
         step = inner_product(grad, ahead)
@@ -148,7 +153,7 @@ class Averaged(Kind):
         direction = tensors.get("direction")
         if direction is None:
             vector = corrected(tensors["exp_avg"], now.rho) if method.keeps_momentum else tensors["grad"]
-            direction = method.direction(vector, buffers_of(method, tensors), now.options)
+            direction = bounded(method.direction(vector, buffers_of(method, tensors), now.options), how.bound)
         y, ahead = tensors["y"], tensors["ahead"]
         pull = y * (how.interpolation * decay) if how.decays and not how.divide else None
         y.addcmul_(ahead, to_x)  # x

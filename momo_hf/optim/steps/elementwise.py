@@ -34,6 +34,11 @@ def corrected(momentum: Tensor, rho: Tensor | None) -> Tensor:
     return momentum if rho is None else momentum / rho
 
 
+def bounded(direction: Tensor, bound: float | None) -> Tensor:
+    """u with entries of at most `bound`, where there is one."""
+    return direction if bound is None else direction.clamp(-bound, bound)
+
+
 def buffers_of(method: Method, tensors: Tensors) -> dict[str, Tensor]:
     """The method's buffers among the tensors of a piece."""
     return {name: tensors[name] for name in method.buffers}

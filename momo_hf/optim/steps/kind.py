@@ -25,6 +25,7 @@ class How(NamedTuple):
             `now.inputs_valid` is given. Then the first pass writes averages and buffers, and otherwise the second.
         stored: the dtype of the parameters.
         interpolation: β of y, with averaging.
+        bound: of the entries of u with averaging, for tables of embeddings, or None.
     """
 
     moves: bool
@@ -33,6 +34,7 @@ class How(NamedTuple):
     finite_known: bool
     stored: torch.dtype
     interpolation: float
+    bound: float | None
 
 
 class Now(NamedTuple):

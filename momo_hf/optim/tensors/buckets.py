@@ -34,6 +34,7 @@ class Bucket:
         method: their method.
         options: the method's own hyperparameters.
         layout: how the parameters are split over processes.
+        table: whether they are tables of embeddings, where that makes a difference.
         moves: False where there is no gradient: the momentum decays, the parameter stays.
         start: the number of steps before their first gradient, 0-dim, where they joined a running model; else None.
         roles: the local tensors of "param", "grad" and what the kind of step works on, in one order of parameters.
@@ -44,6 +45,7 @@ class Bucket:
     method: Method
     options: dict[str, Any]
     layout: Layout | None
+    table: bool
     moves: bool
     start: Tensor | None
     roles: Roles
@@ -128,7 +130,9 @@ def sort_into_buckets(
     for index, group in enumerate(param_groups):
         alike: Any = tuple(tuple(v) if isinstance(v, list) else v for v in (group[name] for name in options))
         alike = first.setdefault(alike, index)  # a short key for what all these parameters share
-        for p in group["params"]:
+        bounded = group["averaging"] and own[index].table_bound is not None
+        tables = group.get("tables", ()) if bounded else ()
+        for place, p in enumerate(group["params"]):
             layout, grad, entry = next(layouts), p.grad, state.get(p)
             if entry is None:
                 if grad is None:
@@ -148,6 +152,7 @@ def sort_into_buckets(
                 p.dtype,
                 layout,
                 dtensor and isinstance(p, dtensor),
+                place in tables,
                 grad is not None,
                 start,
                 parts,
@@ -157,7 +162,7 @@ def sort_into_buckets(
                 alike_members = members[key] = []
             alike_members.append((p, grad, entry))
     buckets = []
-    for (index, _, _, layout, sharded, moves, _, parts), rows in members.items():
+    for (index, _, _, layout, sharded, table, moves, _, parts), rows in members.items():
         group = param_groups[index]
         method = own[index] if parts is None else gathered(own[index], parts)
         grads = [torch.zeros_like(p) if grad is None else grad for p, grad, _ in rows]
@@ -168,7 +173,8 @@ def sort_into_buckets(
         if sharded:
             roles = {role: [local(t) for t in column] for role, column in roles.items()}
         its = {name: group[name] for name in options if name not in SHARED_BY_METHODS}
-        buckets.append(Bucket(index, group, method, its, layout, moves, rows[0][2].get("start"), roles))
+        joined = rows[0][2].get("start")
+        buckets.append(Bucket(index, group, method, its, layout, table, moves, joined, roles))
     return buckets
 
 

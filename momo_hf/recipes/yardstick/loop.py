@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
-from momo_hf import MomoOptimizer
+from momo_hf import MomoOptimizer, mark_tables
 from momo_hf.recipes.yardstick.data import Data
 
 
@@ -55,6 +55,8 @@ def fit(
     scheduler = None
     if schedule != "constant":
         scheduler = get_scheduler(schedule, optimizer, int(WARMUP * steps), steps)
+    if isinstance(optimizer, MomoOptimizer):
+        mark_tables(model, optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     set_mode(model, optimizer, training=True)
     for batch in rows:

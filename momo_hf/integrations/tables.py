@@ -1,0 +1,33 @@
+"""Which parameters of a model are tables of embeddings."""
+
+from torch import nn
+
+from momo_hf.optim import MomoOptimizer
+
+
+def mark_tables(model: nn.Module, optimizer: MomoOptimizer) -> None:
+    """Tell an optimizer which of its parameters are tables of embeddings, whose steps are bounded where it averages.
+
+    `Accelerator.prepare`, and so Trainer, does it for the models that it prepares. A loop without them calls this once, before
+    the first step. The weights of `nn.Embedding` and `nn.EmbeddingBag` are tables, unless another layer has them too, as a
+    tied output layer. What is marked is saved with the state, so that one that was saved without goes on without.
+
+    Args:
+        model: the model, before or after sharding.
+        optimizer: of its parameters; left as it is where it does not average, or has taken a step.
+
+    Example:
+        >>> optimizer = MomoAdam(model.parameters(), lr="auto", averaging=True)
+        >>> mark_tables(model, optimizer)
+    """
+    if not optimizer.averages or optimizer.state:
+        return
+    tables: dict[int, bool] = {}
+    for module in model.modules():
+        looked_up = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        for p in module.parameters(recurse=False):
+            tables[id(p)] = looked_up and tables.get(id(p), True)
+    for group in optimizer.param_groups:
+        found = tuple(place for place, p in enumerate(group["params"]) if tables.get(id(p)))
+        if found:
+            group["tables"] = found

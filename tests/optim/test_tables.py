@@ -1,0 +1,138 @@
+"""Tables of embeddings: their steps are bounded where iterates are averaged, and nowhere else."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from momo_hf import MomoAdam, MomoMuon, mark_tables, muon_groups
+from momo_hf.optim import Momo
+from tests.averaging_reference import AveragingReference, close, give, values
+
+
+SHAPES, TABLES = [(6, 2), (3, 4), (8, 3)], (0, 2)
+
+
+def looked_up(seed=0):
+    """Parameters, and gradients of which most rows of a table are 0, so that the others are rare and large steps."""
+    generator = np.random.default_rng(seed)
+    start = [generator.standard_normal(shape) for shape in SHAPES]
+
+    def grads(step):
+        noise = np.random.default_rng(100 + step)
+        rows = [noise.random(shape[0]) < (0.15 if i in TABLES else 1.0) for i, shape in enumerate(SHAPES)]
+        return [noise.standard_normal(shape) * seen[:, None] for shape, seen in zip(SHAPES, rows)]
+
+    return start, [nn.Parameter(torch.tensor(p)) for p in start], grads
+
+
+@pytest.mark.parametrize("kept", [1 << 25, 5, 0])  # how much of u is kept between the passes
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 2e-4)])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_every_step_is_that_of_the_formulas(kept, dtype, tolerance, weight_decay, monkeypatch):
+    monkeypatch.setattr("momo_hf.optim.kernels.memory.KEPT", kept)
+    start, params, grads = looked_up()
+    params = [nn.Parameter(p.detach().to(dtype)) for p in params]
+    group = {"params": params, "tables": TABLES}
+    optimizer = MomoAdam([group], lr=0.02, weight_decay=weight_decay, averaging=True)
+    free = AveragingReference(start, [0] * 3, [0.02], [weight_decay])
+    reference = AveragingReference(start, [0] * 3, [0.02], [weight_decay], tables=TABLES)
+    for step in range(30):
+        give(params, grads(step))
+        optimizer.step(loss=torch.tensor(50.0, dtype=dtype))
+        reference.step(50.0, grads(step))
+        free.step(50.0, grads(step))
+        assert close(values(params), reference.y, tolerance, tolerance)
+    assert np.abs(reference.y[0] - free.y[0]).max() > 0.01  # the bound decided
+    optimizer.eval()
+    assert close(values(params), reference.x, tolerance, tolerance)
+
+
+@pytest.mark.parametrize("cls, options", [(MomoAdam, {"averaging": False}), (Momo, {"averaging": True})])
+def test_only_directions_of_adam_in_averaged_steps_are_bounded(cls, options):
+    """The paper's step has a momentum, and the size of a gradient says nothing."""
+    found = []
+    for tables in ((), TABLES):
+        _, params, grads = looked_up()
+        optimizer = cls([{"params": params, "tables": tables}], lr=0.05, **options)
+        for step in range(10):
+            give(params, grads(step))
+            optimizer.step(loss=9.0)
+        found.append(values(params))
+    assert close(found[0], found[1], 0, 0)
+
+
+class Model(nn.Module):
+    def __init__(self, tied=False):
+        super().__init__()
+        self.words, self.bag = nn.Embedding(7, 4), nn.EmbeddingBag(5, 4)
+        self.hidden, self.output = nn.Linear(4, 4), nn.Linear(4, 7, bias=False)
+        if tied:
+            self.output.weight = self.words.weight
+
+
+def marked(optimizer):
+    return [id(g["params"][i]) for g in optimizer.param_groups for i in g.get("tables", ())]
+
+
+def test_tables_are_what_is_looked_up_and_nothing_else():
+    model = Model()
+    for optimizer in (
+        MomoAdam(model.parameters(), averaging=True),
+        MomoMuon(muon_groups(model), averaging=True),
+        MomoAdam([{"params": [p], "lr": 0.1} for p in model.parameters()], averaging=True),
+    ):
+        mark_tables(AveragedModel(model).module, optimizer)  # another model
+        assert not marked(optimizer)
+        mark_tables(nn.Sequential(model), optimizer)
+        assert marked(optimizer) == [id(model.words.weight), id(model.bag.weight)]
+
+    tied = Model(tied=True)
+    optimizer = MomoAdam(tied.parameters(), averaging=True)
+    mark_tables(tied, optimizer)
+    assert marked(optimizer) == [id(tied.bag.weight)]
+
+    optimizer = MomoAdam(model.parameters())
+    mark_tables(model, optimizer)
+    assert not marked(optimizer)
+
+
+def take_steps(model, optimizer, steps):
+    generator = torch.Generator().manual_seed(steps)
+    for _ in range(steps):
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator) * (torch.rand(len(p), 1, generator=generator) < 0.2)
+        optimizer.step(loss=9.0)
+
+
+def test_a_mark_is_a_part_of_the_state():
+    """It goes along, and a state without it goes on as it began."""
+    torch.manual_seed(0)
+    made = Model()
+    made.hidden.bias = None
+    for marks in (True, False):
+        models = [copy.deepcopy(made) for _ in range(2)]
+        first, second = (MomoAdam(model.parameters(), lr=0.1, averaging=True) for model in models)
+        if marks:
+            mark_tables(models[0], first)
+        else:
+            mark_tables(models[1], second)
+        take_steps(models[0], first, 5)
+        mark_tables(models[0], first)  # too late
+        assert bool(marked(first)) is marks
+        models[1].load_state_dict(models[0].state_dict())
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        assert bool(marked(second)) is marks
+        for model, optimizer in zip(models, (first, second)):
+            take_steps(model, optimizer, 4)
+        torch.testing.assert_close(list(models[0].parameters()), list(models[1].parameters()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tables", [(3,), (-1,), [True], 1])
+def test_a_place_that_is_not_there_is_refused(tables):
+    params = [nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
+    with pytest.raises(ValueError, match="tables"):
+        MomoAdam([{"params": params, "tables": tables}], averaging=True)
