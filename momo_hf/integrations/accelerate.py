@@ -189,7 +189,7 @@ def _prepare(original: Callable) -> Callable:
     def prepare(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
         # Before FSDP2 exchanges the parameters, whose places in the groups stay the same.
         models = [*(model for model in args if isinstance(model, torch.nn.Module)), *models_of(self)]
-        for optimizer in filter(None, map(unwrap_optimizer, (*args, *self._optimizers))):
+        for optimizer in (*args, *self._optimizers):
             for model in models:
                 mark_tables(model, optimizer)
         return original(self, *args, **kwargs)

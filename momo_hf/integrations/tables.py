@@ -1,11 +1,13 @@
 """Which parameters of a model are tables of embeddings."""
 
+from typing import Any
+
 from torch import nn
 
-from momo_hf.optim import MomoOptimizer
+from momo_hf.integrations.weights import unwrap_optimizer
 
 
-def mark_tables(model: nn.Module, optimizer: MomoOptimizer) -> None:
+def mark_tables(model: nn.Module, optimizer: Any) -> None:
     """Tell an optimizer which of its parameters are tables of embeddings, whose steps are bounded where it averages.
 
     `Accelerator.prepare`, and so Trainer, does it for the models that it prepares. A loop without them calls this once, before
@@ -14,13 +16,15 @@ def mark_tables(model: nn.Module, optimizer: MomoOptimizer) -> None:
 
     Args:
         model: the model, before or after sharding.
-        optimizer: of its parameters; left as it is where it does not average, or has taken a step.
+        optimizer: a MoMo optimizer, prepared by accelerate or not; any other one, and one that does not average or has taken a
+            step, is left as it is.
 
     Example:
         >>> optimizer = MomoAdam(model.parameters(), lr="auto", averaging=True)
         >>> mark_tables(model, optimizer)
     """
-    if not optimizer.averages or optimizer.state:
+    optimizer = unwrap_optimizer(optimizer)
+    if optimizer is None or not optimizer.averages or optimizer.state:
         return
     tables: dict[int, bool] = {}
     for module in model.modules():

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, Trainer
 
-from momo_hf import MomoAdam
+from momo_hf import MomoAdam, mark_tables
 from tests.integrations.test_transformers import arguments
 
 
@@ -51,3 +51,11 @@ def test_accelerate_finds_them(order, make, expected):
         for one in (model, made) if order == "model first" else (made, model):
             accelerator.prepare(one)
     assert tables(model, made) == expected
+
+
+def test_a_loop_marks_them_itself_in_whatever_it_has():
+    model, accelerator = bert(), Accelerator(cpu=True)
+    prepared = accelerator.prepare(MomoAdam(model.parameters(), averaging=True))
+    mark_tables(model, prepared)
+    assert tables(model, prepared) == BERTS
+    mark_tables(model, torch.optim.AdamW(model.parameters()))

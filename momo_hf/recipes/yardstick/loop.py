@@ -55,8 +55,7 @@ def fit(
     scheduler = None
     if schedule != "constant":
         scheduler = get_scheduler(schedule, optimizer, int(WARMUP * steps), steps)
-    if isinstance(optimizer, MomoOptimizer):
-        mark_tables(model, optimizer)
+    mark_tables(model, optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     set_mode(model, optimizer, training=True)
     for batch in rows:
