@@ -77,9 +77,11 @@ class Stateful(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; it joins the running model of the others, whose options it has where all must agree.
 
-        What the scalars of another group were, in a copy of it, is left behind.
+        What the scalars of another group were, in a copy of it, is left behind, and so are the places of its tables.
         """
-        options = {name: value for name, value in param_group.items() if name not in SCALARS}
+        copied = not param_group.keys().isdisjoint(SCALARS)
+        left_behind = {*SCALARS, "tables"} if copied else SCALARS
+        options = {name: value for name, value in param_group.items() if name not in left_behind}
         shared = self.param_groups[0] if self.param_groups else {}
         if SEARCH.stands_in(shared):
             options.setdefault("lr", AUTO)

@@ -131,6 +131,16 @@ def test_a_mark_is_a_part_of_the_state():
         torch.testing.assert_close(list(models[0].parameters()), list(models[1].parameters()), rtol=0, atol=0)
 
 
+def test_a_copy_of_a_group_has_tables_of_its_own():
+    model = Model()
+    optimizer = MomoAdam(model.parameters(), averaging=True)
+    mark_tables(model, optimizer)
+    late = [nn.Parameter(torch.zeros(3, 2)) for _ in range(2)]
+    optimizer.add_param_group({**optimizer.param_groups[0], "params": late[:1]})
+    optimizer.add_param_group({"params": late[1:], "tables": (0,)})
+    assert marked(optimizer) == [id(model.words.weight), id(model.bag.weight), id(late[1])]
+
+
 @pytest.mark.parametrize("tables", [(3,), (-1,), [True], 1])
 def test_a_place_that_is_not_there_is_refused(tables):
     params = [nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
