@@ -32,6 +32,8 @@ def mark_tables(model: nn.Module, optimizer: Any) -> None:
         for p in module.parameters(recurse=False):
             tables[id(p)] = looked_up and tables.get(id(p), True)
     for group in optimizer.param_groups:
-        found = tuple(place for place, p in enumerate(group["params"]) if tables.get(id(p)))
+        found = {place for place, p in enumerate(group["params"]) if tables.get(id(p))}
         if found:
-            group["tables"] = found
+            group["tables"] = tuple(
+                sorted(found.union(group.get("tables", ())))
+            )  # another model may have some of them

@@ -90,6 +90,12 @@ def test_tables_are_what_is_looked_up_and_nothing_else():
         mark_tables(nn.Sequential(model), optimizer)
         assert marked(optimizer) == [id(model.words.weight), id(model.bag.weight)]
 
+    other = Model()
+    optimizer = MomoAdam([*model.parameters(), *other.parameters()], averaging=True)
+    for one in (model, other, model):
+        mark_tables(one, optimizer)
+    assert marked(optimizer) == [id(t.weight) for t in (model.words, model.bag, other.words, other.bag)]
+
     tied = Model(tied=True)
     optimizer = MomoAdam(tied.parameters(), averaging=True)
     mark_tables(tied, optimizer)
