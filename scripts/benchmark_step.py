@@ -1,9 +1,11 @@
 """Time one optimizer step: MoMo beside torch's own optimizers and the authors' package, in one process in turn.
 
     python scripts/benchmark_step.py
+    python scripts/benchmark_step.py --shape small --output_dir outputs/benchmark-small
     python scripts/benchmark_step.py --shape resnet --device cuda --output_dir outputs/benchmark-gpu
 
-It needs the `test` extra, which brings the authors' package.
+A step is one of gradients that were clipped together, as Trainer does, so that nobody needs to look whether they are finite;
+`--clipped False` is a step of gradients that nobody has looked at. (The clipping itself is not timed.) It needs the `test` extra, which brings the authors' package.
 Every repeat runs all optimizers once, so that a drift of the machine's speed meets all of them alike; the table gives
 medians, the spread (first to third quartile), the ratio to AdamW(fused), the peak of temporary memory in a step, and how
 many operators and kernels in Triton a step calls, and how many bytes the operators read and write, in units of the parameters'
@@ -33,7 +35,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from momo_hf import Momo, MomoAdam
+from momo_hf import Momo, MomoAdam, MomoOptimizer
 from momo_hf.optim.kernels import launch
 
 
@@ -44,24 +46,32 @@ matplotlib.use("Agg")
 class Arguments:
     """What to time and where."""
 
-    shape: str = field(default="gpt2", metadata={"help": "`gpt2`, `resnet`, or `many` (1000 small tensors)."})
+    shape: str = field(default="gpt2", metadata={"help": "`gpt2`, `small` (85 tensors), `resnet`, `many` (1000)."})
     device: str = field(default="cpu", metadata={"help": "cpu, cuda, ..."})
     dtype: str = field(default="float32", metadata={"help": "float32, bfloat16, ..."})
+    clipped: bool = field(default=True, metadata={"help": "Whether the gradients were clipped together."})
     repeats: int = field(default=20, metadata={"help": "Counted repeats, after 3 that are not."})
     output_dir: str = field(default="outputs/benchmark", metadata={"help": "For step.csv and step.png."})
 
 
 def shapes(name: str) -> list[tuple[int, ...]]:
     if name == "gpt2":  # 8 layers of width 384 and a vocabulary of 16k: 21 M parameters
-        d = 384
-        layer = [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
-        return [(16384, d), (1024, d), *(8 * layer), (d,), (d,)]
+        return [(16384, 384), (1024, 384), *(8 * layer(384)), (384,), (384,)]
+    if (
+        name == "small"
+    ):  # 7 layers of width 128 and a vocabulary of 4k: 1.9 M parameters, where what Python does counts
+        return [(4096, 128), *(7 * layer(128))]
     if name == "resnet":
         widths = [64, 128, 256, 512]
         return [s for w in widths for s in 4 * [(w, w, 3, 3), (w,), (w,)]]
     if name == "many":
         return 1000 * [(64, 8)]
-    raise ValueError(f"`shape` must be gpt2, resnet or many, got {name!r}.")
+    raise ValueError(f"`shape` must be gpt2, small, resnet or many, got {name!r}.")
+
+
+def layer(d: int) -> list[tuple[int, ...]]:
+    """The parameters of a layer of GPT-2, of width `d`."""
+    return [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
 
 
 def optimizers() -> dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]]:
@@ -84,8 +94,11 @@ def optimizers() -> dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimiz
     }
 
 
-def stepper(optimizer: torch.optim.Optimizer, device: torch.device) -> Callable[[], None]:
-    loss = torch.ones((), device=device)
+def stepper(optimizer: torch.optim.Optimizer, device: torch.device, clipped: bool) -> Callable[[], None]:
+    loss, factor = torch.ones((), device=device), torch.ones((), device=device)
+    if clipped and isinstance(optimizer, MomoOptimizer):
+        optimizer.loss_source = lambda *given: (loss, factor, True)
+        return optimizer.step
     if "momo" in type(optimizer).__module__:
         return lambda: optimizer.step(loss=loss)
     return optimizer.step
@@ -146,7 +159,7 @@ def main() -> None:
         for p, g in zip(parameters, grads):
             p.grad = g
         made[name] = make(parameters)
-        steps[name] = stepper(made[name], device)
+        steps[name] = stepper(made[name], device, args.clipped)
 
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in tqdm(range(args.repeats + 3), desc="repeats"):
@@ -171,7 +184,8 @@ def main() -> None:
     head = ["optimizer", "median ms", "quartile 1", "quartile 3", "ratio to fused", "peak temporary / parameters"]
     head += ["calls", "bytes / parameters"]
     print(
-        f"\n{sum(v.numel() for v in values) / 1e6:.1f} M parameters in {len(values)} tensors, {args.dtype}, {device},"
+        f"\n{sum(v.numel() for v in values) / 1e6:.1f} M parameters in {len(values)} tensors, {args.dtype}, {device}, "
+        f"{'clipped' if args.clipped else 'not clipped'},"
     )
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}\n")
     print(f"{head[0]:32}" + "".join(f"{h:>16}" for h in head[1:5]) + f"{head[5]:>30}{head[6]:>8}{head[7]:>20}")
