@@ -120,7 +120,7 @@ def sharded(folder, kinds):
 
 def compiled(folder):
     start()
-    chunks.PACKED = passes.ROW = 1  # nothing is too small to be compiled
+    chunks.PACKED = passes.WORTH = passes.ROW = 1  # nothing is too small to be compiled
     found = train("compiled")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     return found

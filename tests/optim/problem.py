@@ -33,6 +33,12 @@ def train(optimizer, backward, steps):
     return [float(optimizer.step(loss=backward().detach())) for _ in range(steps)]
 
 
+def compile_from(monkeypatch, size):
+    """Let tensors be worth a compiled call from this number of elements on."""
+    monkeypatch.setattr("momo_hf.optim.tensors.chunks.PACKED", size)
+    monkeypatch.setattr("momo_hf.optim.kernels.compiled.WORTH", size)
+
+
 def leave_out_fused(monkeypatch):
     """Let the sets take part that other devices have."""
     take = classmethod(lambda cls, bucket, known: (bucket.empty, bucket))

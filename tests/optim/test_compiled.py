@@ -8,6 +8,7 @@ from torch import nn
 from torch._inductor.utils import run_and_get_code
 
 from momo_hf.optim import Momo, MomoAdam
+from tests.optim.problem import compile_from
 
 
 FSTAR = {"use_fstar": True, "weight_decay": 0.1}
@@ -19,7 +20,7 @@ METHODS += [(Momo, {"averaging": True}), (MomoAdam, AVERAGED), (MomoAdam, {**AVE
 
 @pytest.fixture(autouse=True)
 def small_tensors_are_compiled(monkeypatch):
-    monkeypatch.setattr("momo_hf.optim.tensors.chunks.PACKED", 64)
+    compile_from(monkeypatch, 64)
 
 
 SHAPES = [(8, 5), (20, 10), (3,), (8, 16), *(9 * [(10, 20)])]  # two for a pack, one of a kind, a batch and two more

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from momo_hf.optim import Momo, MomoAdam
-from tests.optim.problem import leave_out_fused
+from tests.optim.problem import compile_from, leave_out_fused
 
 
 READS = {"aten._local_scalar_dense", "aten.item", "aten.is_nonzero", "aten.equal", "aten.nonzero", "aten._to_cpu"}
@@ -59,7 +59,7 @@ def parameters(count=6, shape=(8, 5), dtype=torch.float32):
     ],
 )
 def test_no_value_leaves_the_device(cls, dtype, options, monkeypatch):
-    monkeypatch.setattr("momo_hf.optim.tensors.chunks.PACKED", 1)  # nothing is too small to be compiled
+    compile_from(monkeypatch, 1)
     leave_out_fused(monkeypatch)  # it is for a CPU, where nothing leaves
     params = parameters(dtype=dtype)
     optimizer = cls(params, lr=0.1, **options)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from momo_hf.optim import Momo, MomoAdam
-from tests.optim.problem import both, least_squares, train
+from tests.optim.problem import both, compile_from, least_squares, train
 
 
 def gradients(seed, step):
@@ -20,7 +20,7 @@ def gradients(seed, step):
 @pytest.mark.parametrize("kernel", ["fused", "plain", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_at_the_cap_every_parameter_takes_adams_steps(kernel, divide, weight_decay, monkeypatch):
     """Unfrozen, of an added group, or rarely used: as torch's, which counts for each; None counts as a zero gradient."""
-    monkeypatch.setattr("momo_hf.optim.tensors.chunks.PACKED", 1)
+    compile_from(monkeypatch, 1)
     if kernel == "plain":
         monkeypatch.setattr(
             "momo_hf.optim.kernels.fused.Fused.take", classmethod(lambda cls, bucket, known: (bucket.empty, bucket))

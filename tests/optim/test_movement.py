@@ -10,6 +10,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from momo_hf.optim import Momo, MomoAdam
+from tests.optim.problem import compile_from
 from tests.reference import Reference
 
 
@@ -129,7 +130,7 @@ SHORT = [
 @pytest.mark.parametrize("cls, options", SHORT)
 def test_what_rounds_away_is_not_booked(cls, options, dtype, compile, monkeypatch):
     """A loss that is small beside its gradient makes steps of which most rounds away in bfloat16."""
-    monkeypatch.setattr("momo_hf.optim.tensors.chunks.PACKED", 8)  # so that the compiled passes take part
+    compile_from(monkeypatch, 8)
     short = {"steps": 60, "scale": 0.03, "compile": compile}
     ours, right = step_sizes(cls, dtype, lambda step, params: None, **short, **options)
     assert np.median(right) > 0 and np.abs(ours - right).max() <= 0.01 * np.median(right)

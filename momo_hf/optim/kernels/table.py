@@ -4,7 +4,7 @@ import functools
 from typing import NamedTuple
 
 from momo_hf.optim.adam import Adam
-from momo_hf.optim.kernels.compiled import Compiled
+from momo_hf.optim.kernels.compiled import Compiled, CompiledRest
 from momo_hf.optim.kernels.contract import Kernels
 from momo_hf.optim.kernels.fused_steps import (
     FusedAdamAveraged,
@@ -62,6 +62,7 @@ TABLE: tuple[Entry, ...] = (
     Entry(MuonModelled, Modelled, Muon),
     Entry(MuonAveraged, Averaged, Muon),
     Entry(MuonRamp, Ramp, Muon),
+    Entry(CompiledRest),
     Entry(Plain),
 )
 
