@@ -27,7 +27,7 @@ class AveragingReference:
     lrs: list[float]
     decays: list[float]
     beta: float = 0.9
-    interpolation: float = 0.8
+    interpolation: float = 0.7
     beta2: float | None = 0.999
     eps: float = 1e-8
     lb: float = 0.0

@@ -34,7 +34,7 @@ class Momo(MomoOptimizer):
             as fast; the first step then takes about ten seconds. Default False.
         averaging: whether to average the iterates and to evaluate and save the average, with `train()` and
             `eval()`; the largest `lr` so far counts. A number in (0, 1) is the weight of the average in the point where
-            gradients are taken; True stands for 0.8. Default False.
+            gradients are taken; True stands for 0.7. Default False.
 
     State: per parameter `exp_avg` (d; with averaging `ahead`, which is z - y, in its place), of at least float32; in every parameter
     group the scalars of `momo_hf.optim.steps.model.ModelState`.

@@ -53,7 +53,7 @@ def test_the_model_card_says_that_the_cap_was_searched_for(steps, tmp_path):
     else:
         found = "step sizes that grow, in search of their bound, betas="
         assert card_line(trainer, tmp_path, "learning_rate") == "auto"
-    assert line.startswith(f"MoMo-Adam (momo_hf) with {found}") and "averaging=0.8" in line
+    assert line.startswith(f"MoMo-Adam (momo_hf) with {found}") and "averaging=0.7" in line
 
 
 def test_the_model_card_of_another_optimizer_is_as_it_was(tmp_path):

@@ -27,7 +27,7 @@ class History:
     auto: bool
     corrected: bool
     beta2: float | None
-    interpolation: float = 0.8
+    interpolation: float = 0.7
     lb: float = 0.0
     divide: bool = True
     beta: float = 0.9

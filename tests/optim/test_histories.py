@@ -132,7 +132,7 @@ class Run:
     seed=st.integers(0, 10**6),
     late=st.tuples(st.just(0), *[st.sampled_from([0, 0, 1, 7, 66])] * 3),
     decays=st.sampled_from([[0.0, 0.0], [0.01, 0.0], [0.01, 0.1]]),
-    interpolation=st.sampled_from([0.8, 0.5]),
+    interpolation=st.sampled_from([0.7, 0.5]),
     divide=st.booleans(),
     lb=st.sampled_from([0.0, 0.04]),
     foreach=st.sampled_from([None, False]),

@@ -55,7 +55,7 @@ def before_this_version(optimizer, mode):
         if "y" in entry:
             entry["z"] = entry["y"] + ahead
         else:
-            entry["z"] = p.detach() + (ahead if mode == "train" else ahead / 0.8)
+            entry["z"] = p.detach() + (ahead if mode == "train" else ahead / optimizer.param_groups[0]["averaging"])
     return state
 
 

@@ -46,10 +46,10 @@ class Form(NamedTuple):
     polyak: float
 
 
-# Both chosen by runs of 1,000 steps with a search, see configs/sweeps/README.md. Twice Polyak's step leads to the minimum along u
+# All chosen by runs of 1,000 steps with a search, see configs/sweeps/README.md. Twice Polyak's step leads to the minimum along u
 # where the loss is quadratic, and <g, D^{-1} g> holds the noise of the gradients whole. But a cap that was only given may be
 # far too high, and then nothing else bounds the step.
-ALONG_GRADIENTS = Form(interpolation=0.8, power=3, polyak=2.0)
+ALONG_GRADIENTS = Form(interpolation=0.7, power=3, polyak=2.0)
 ALONG_MOMENTUM = Form(interpolation=0.5, power=1, polyak=1.0)
 
 EVAL_MODE = (
@@ -68,7 +68,7 @@ class Averaged(Kind):
         y = (1-β) z + β x,    τ = min(lr, p avg[f(y) - lb + <g, z - y>]_+ / avg<g, D^{-1} g>)
         z <- (z - τ D^{-1} g) / (1 + lr λ),    x <- x + (w / Σ w) (z - x)
 
-    β is `averaging`, or 0.8 where that is True; r is 3; p is 2 after a search for the cap, and 1 where there was none; the
+    β is `averaging`, or 0.7 where that is True; r is 3; p is 2 after a search for the cap, and 1 where there was none; the
     averages in τ have the method's own β1. A method with `keeps_momentum` goes along u = direction(d̂) of the momentum of the
     gradients at y instead of D^{-1} g. In an optimizer that has one True stands for 0.5, and r and p are 1.
 
