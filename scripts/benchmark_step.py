@@ -5,7 +5,8 @@
     python scripts/benchmark_step.py --shape resnet --device cuda --output_dir outputs/benchmark-gpu
 
 A step is one of gradients that were clipped together, as Trainer does, so that nobody needs to look whether they are finite;
-`--clipped False` is a step of gradients that nobody has looked at. (The clipping itself is not timed.) It needs the `test` extra, which brings the authors' package.
+`--clipped False` is a step of gradients that nobody has looked at. (The clipping itself is not timed.) It needs the `test` extra,
+which brings the authors' package.
 Every repeat runs all optimizers once, so that a drift of the machine's speed meets all of them alike; the table gives
 medians, the spread (first to third quartile), the ratio to AdamW(fused), the peak of temporary memory in a step, and how
 many operators and kernels in Triton a step calls, and how many bytes the operators read and write, in units of the parameters'
@@ -57,9 +58,7 @@ class Arguments:
 def shapes(name: str) -> list[tuple[int, ...]]:
     if name == "gpt2":  # 8 layers of width 384 and a vocabulary of 16k: 21 M parameters
         return [(16384, 384), (1024, 384), *(8 * layer(384)), (384,), (384,)]
-    if (
-        name == "small"
-    ):  # 7 layers of width 128 and a vocabulary of 4k: 1.9 M parameters, where what Python does counts
+    if name == "small":  # 7 layers of width 128 and a vocabulary of 4k, 1.9 M parameters: what Python does counts
         return [(4096, 128), *(7 * layer(128))]
     if name == "resnet":
         widths = [64, 128, 256, 512]
