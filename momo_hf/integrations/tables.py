@@ -34,6 +34,5 @@ def mark_tables(model: nn.Module, optimizer: Any) -> None:
     for group in optimizer.param_groups:
         found = {place for place, p in enumerate(group["params"]) if tables.get(id(p))}
         if found:
-            group["tables"] = tuple(
-                sorted(found.union(group.get("tables", ())))
-            )  # another model may have some of them
+            found.update(group.get("tables", ()))  # those of another model
+            group["tables"] = tuple(sorted(found))

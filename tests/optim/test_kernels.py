@@ -157,9 +157,9 @@ def compare(kind, method, kernel_set, known, shapes, stored, step, seed, bad, we
             torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
 
 
-def used(cls, **options):
+def used(cls, numel=1 << 20, **options):
     """The sets that the parameters of an optimizer get."""
-    large, small = nn.Parameter(torch.ones(1 << 20)), nn.Parameter(torch.ones(3))
+    large, small = nn.Parameter(torch.ones(numel)), nn.Parameter(torch.ones(3))
     optimizer, found = cls([large, small], **options), []
     large.grad, small.grad = torch.ones_like(large), torch.ones_like(small)
     original = table.assign
@@ -201,6 +201,8 @@ def test_a_set_is_used_for_exactly_the_functions_it_was_written_for():
     assert used(MomoAdam, averaging=True) == [FusedAdamAveraged]
     assert used(MomoAdam, lr="auto") == [FusedAdamRamp]
     assert used(MomoAdam, compile=True) == [Compiled, FusedAdamModelled]
+    assert used(MomoAdam, numel=1 << 15, compile=True) == [FusedAdamModelled]
+    assert used(SignDescent, numel=1 << 15, compile=True) == [CompiledRest, Plain]
     assert used(Momo) == [FusedMomentumModelled]
     assert used(SignDescent) == used(Frozen) == used(KeptMomentum) == used(KeptMomentum, averaging=True) == [Plain]
 
