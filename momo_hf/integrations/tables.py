@@ -1,4 +1,4 @@
-"""Which parameters of a model are tables of embeddings."""
+"""Which parameters of a model are embeddings."""
 
 from typing import Any
 
@@ -8,11 +8,13 @@ from momo_hf.integrations.weights import unwrap_optimizer
 
 
 def mark_tables(model: nn.Module, optimizer: Any) -> None:
-    """Tell an optimizer which of its parameters are tables of embeddings, whose steps are bounded where it averages.
+    """Tell an optimizer that averages which of its parameters are embeddings.
 
     `Accelerator.prepare`, and so Trainer, does it for the models that it prepares. A loop without them calls this once, before
-    the first step. The weights of `nn.Embedding` and `nn.EmbeddingBag` are tables, unless another layer has them too, as a
-    tied output layer. What is marked is saved with the state, so that one that was saved without goes on without.
+    the first step. The trained weights of `nn.Embedding` and `nn.EmbeddingBag` are embeddings: with Adam they have longer
+    steps than the layers beside them after a search for the cap. Where no other layer has them too, as a tied output layer,
+    they are tables that are only looked up, and their steps are bounded. See `momo_hf.optim.steps.averaged`. What is marked
+    is saved with the state, so that one that was saved without goes on without.
 
     Args:
         model: the model, before or after sharding.
@@ -26,13 +28,14 @@ def mark_tables(model: nn.Module, optimizer: Any) -> None:
     optimizer = unwrap_optimizer(optimizer)
     if optimizer is None or not optimizer.averages or optimizer.state:
         return
-    tables: dict[int, bool] = {}
+    inside: set[int] = set()
+    outside: set[int] = set()
     for module in model.modules():
         looked_up = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-        for p in module.parameters(recurse=False):
-            tables[id(p)] = looked_up and tables.get(id(p), True)
-    for group in optimizer.param_groups:
-        found = {place for place, p in enumerate(group["params"]) if tables.get(id(p))}
-        if found:
-            found.update(group.get("tables", ()))  # those of another model
-            group["tables"] = tuple(sorted(found))
+        (inside if looked_up else outside).update(map(id, module.parameters(recurse=False)))
+    for name, kind in {"tables": inside - outside, "embeddings": inside}.items():
+        for group in optimizer.param_groups:
+            found = {place for place, p in enumerate(group["params"]) if id(p) in kind and p.requires_grad}
+            if found:
+                found.update(group.get(name, ()))  # those of another model
+                group[name] = tuple(sorted(found))

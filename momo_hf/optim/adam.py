@@ -12,7 +12,7 @@ class Adam(Method):
 
     buffers = ("exp_avg_sq",)
     ramp_start = 1e-6
-    table_bound = 2.0  # chosen by runs, see configs/sweeps/README.md
+    table_bound, others_share = 2.0, 0.5  # chosen by runs, see configs/sweeps/README.md
 
     def update(self, grad: Tensor, buffers: Buffers, options: Options) -> Buffers:
         beta2 = options["betas"][1]

@@ -51,12 +51,14 @@ def check_group(group: dict[str, Any], methods: Mapping[str, Method]) -> None:
     if "method" in group:
         check_choice("method", group["method"], tuple(methods))
     check_averaging(group)
-    tables, count = group.get("tables", ()), len(group["params"])
-    if not (isinstance(tables, Sequence) and all(type(place) is int and 0 <= place < count for place in tables)):
-        raise ValueError(
-            f"`tables` must be the places of tables of embeddings among the {count} parameters of their group, from 0 to "
-            f"{count - 1}, got {tables!r}: momo_hf.mark_tables(model, optimizer) finds them."
-        )
+    count = len(group["params"])
+    for name in ("tables", "embeddings"):
+        places = group.get(name, ())
+        if not (isinstance(places, Sequence) and all(type(place) is int and 0 <= place < count for place in places)):
+            raise ValueError(
+                f"`{name}` must be the places of embeddings among the {count} parameters of their group, from 0 to "
+                f"{count - 1}, got {places!r}: momo_hf.mark_tables(model, optimizer) finds them."
+            )
 
 
 def check_plain(params: Mapping[str, Tensor]) -> None:

@@ -31,6 +31,8 @@ class Method:
             the gradient; a method whose direction does not grow with the gradient needs a number of its own.
         table_bound: the largest absolute value of an entry of u in a step that averages the iterates, for the `tables` of
             a group, see `momo_hf.optim.steps.averaged`. With None there is no bound.
+        others_share: what of a cap that was found counts for parameters that are no embeddings, in an optimizer that averages along
+            gradients and has embeddings to learn, see there.
     """
 
     buffers: tuple[str, ...] = ()
@@ -39,6 +41,7 @@ class Method:
     keeps_momentum: bool = False
     ramp_start: float | None = None
     table_bound: float | None = None
+    others_share: float = 1.0
 
     def update(self, grad: Tensor, buffers: Buffers, options: Options) -> Buffers:
         """Take a gradient into the method's buffers.

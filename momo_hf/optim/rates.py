@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from momo_hf.optim.record import Group, keep, scalar
-from momo_hf.optim.steps.cap import fall, warmup, whole_until
+from momo_hf.optim.steps.cap import fall, share_of_others, warmup, whole_until
 from momo_hf.optim.steps.given import settings_of
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.ramp import SEARCH
@@ -26,14 +26,12 @@ class Rates:
         self._taken: Tensor | None = None
         self._until: tuple[float, Tensor] | None = None
 
-    def of(self, groups: list[Group], option: str, like: Tensor) -> Tensor:
-        """An option of all groups as a vector, without a read-back where it is a tensor.
+    def decays(self, groups: list[Group], lr: Tensor) -> Tensor:
+        """λ of all groups beside their α, without a read-back where it is a tensor."""
+        values = [group["weight_decay"] for group in groups]
+        return self._vector("weight_decay", values * (len(lr) // len(groups)), lr)
 
-        Args:
-            groups: the parameter groups.
-            option: its key.
-            like: for dtype and device.
-        """
+    def _of(self, groups: list[Group], option: str, like: Tensor) -> Tensor:
         return self._vector(option, [group[option] for group in groups], like)
 
     def _vector(self, option: str, values: Tensor | list[Any], like: Tensor) -> Tensor:
@@ -51,7 +49,8 @@ class Rates:
         return kept[1]
 
     def coming(self, groups: list[Group], searching: bool) -> Tensor:
-        """α_g of the coming step, shape (groups,). What is the largest `lr` from then on is remembered.
+        """α_g of the coming step, shape (groups,), or twice as long, see `cap.share_of_others`. What is the largest `lr` from
+        then on is remembered.
 
         Args:
             groups: the parameter groups.
@@ -60,7 +59,7 @@ class Rates:
         like = MODEL.read(groups).step
         lr = self._in_force(groups, like)
         if groups[0]["averaging"] and isinstance(lr, Tensor):
-            before = self.of(groups, "lr_max", like)
+            before = self._of(groups, "lr_max", like)
             largest = torch.where(lr < math.inf, lr.maximum(before), before)  # not where it is not a number
             keep([(group, "lr_max") for group in groups], largest.unbind())
         elif groups[0]["averaging"]:
@@ -69,7 +68,7 @@ class Rates:
         return self._vector("lr", lr, like) if searching else self._after_search(groups, lr, like, 1)
 
     def taken(self, groups: list[Group]) -> Tensor:
-        """α_g of the last step that was taken, shape (groups,); after a load what it would be now."""
+        """α_g of the last step that was taken, shaped as in `coming`; after a load what it would be now."""
         if self._taken is not None:
             return self._taken
         like = MODEL.read(groups).step
@@ -79,6 +78,9 @@ class Rates:
         rates = self._vector("lr", lr, like)
         if not SEARCH.stands_in(groups[0]):
             return rates
+        share = share_of_others(groups)
+        if share != 1:
+            rates = torch.cat([rates, rates * share])
         search, settings, kept = SEARCH.read(groups), settings_of(groups[0]), self._until
         if kept is None or kept[0] != settings.lb or kept[1].device != like.device or kept[1].dtype != like.dtype:
             self._until = kept = (settings.lb, whole_until(search, settings.lb))
@@ -91,13 +93,13 @@ class Rates:
         """
         values = [group["lr"] for group in groups]
         if any(isinstance(value, Tensor) for value in values):
-            lr = self.of(groups, "lr", like)
+            lr = self._of(groups, "lr", like)
             if not groups[0]["averaging"]:
                 return lr
             for group in groups:
                 if not isinstance(group["lr_max"], Tensor):
                     group["lr_max"] = scalar(group["lr_max"], like)
-            return torch.where(lr < 0, lr, lr.maximum(self.of(groups, "lr_max", like)))
+            return torch.where(lr < 0, lr, lr.maximum(self._of(groups, "lr_max", like)))
         if not groups[0]["averaging"]:
             return values
         for group in groups:

@@ -87,8 +87,8 @@ def join(groups: list[Group], check: Callable[[Group], None], form: Form, stand_
         SEARCH.write(groups, new_search(torch.zeros((), device=home_of(groups))))
     if group["averaging"]:
         group["train_mode"] = head.get("train_mode", True)
-        group["averaging_power"] = form.power if first else head["averaging_power"]
-        group["polyak_factor"] = form.polyak if first else head["polyak_factor"]
+        kept = form.kept()
+        group.update(kept if first else {name: head[name] for name in kept})
     widen(groups)
     if first:
         group["fstar"] = torch.full_like(group["fstar"], group["lb"])
@@ -116,8 +116,12 @@ def show(groups: list[Group], factor: Tensor, ok: Tensor) -> None:
 
     Args:
         groups: the parameter groups.
-        factor: the step sizes, shape (groups,) or 0-dim.
+        factor: the step sizes, shape (groups,), twice as long or 0-dim, see `share_of_others`. What is shown of a group with
+            embeddings is theirs.
         ok: 0-dim bool, False on a skipped step.
     """
+    if factor.dim() and len(factor) > len(groups):
+        pairs = zip(factor.unbind(), factor.unbind()[len(groups) :], groups)
+        factor = torch.stack([own if group.get("embeddings") else other for own, other, group in pairs])
     shown = torch.stack([group["effective_lr"].to(factor) for group in groups])
     keep([(group, "effective_lr") for group in groups], torch.where(ok, factor, shown).unbind())

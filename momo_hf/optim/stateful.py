@@ -77,10 +77,10 @@ class Stateful(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; it joins the running model of the others, whose options it has where all must agree.
 
-        What the scalars of another group were, in a copy of it, is left behind, and so are the places of its tables.
+        What the scalars of another group were, in a copy of it, is left behind, and so are the places of its embeddings.
         """
         copied = not param_group.keys().isdisjoint(SCALARS)
-        left_behind = {*SCALARS, "tables"} if copied else SCALARS
+        left_behind = {*SCALARS, "tables", "embeddings"} if copied else SCALARS
         options = {name: value for name, value in param_group.items() if name not in left_behind}
         shared = self.param_groups[0] if self.param_groups else {}
         if SEARCH.stands_in(shared):
@@ -142,6 +142,7 @@ class Stateful(Optimizer):
             if group.get("averaging", False):  # saved when these were 1 for good
                 group.setdefault("averaging_power", 1)
                 group.setdefault("polyak_factor", 1.0)
+                group.setdefault("others_share", 1.0)
             if SEARCH.stands_in(group):  # saved when it was 1 for good
                 group.setdefault(STAND_IN, 1.0)
         # Loading a state comes here too: the loss of gradients that stay, and who keeps it, stay too.

@@ -44,7 +44,7 @@ def reset(groups: list[Group], form: Form) -> None:
     for group in groups:
         group.update(zeros | {"effective_lr": torch.zeros_like(group["effective_lr"])})
         if "lr_max" in group:
-            group.update(lr_max=0.0, averaging_power=form.power, polyak_factor=form.polyak)
+            group.update(form.kept() | {"lr_max": 0.0})
 
 
 def dtypes_of(groups: list[Group]) -> list[torch.dtype]:

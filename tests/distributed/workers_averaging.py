@@ -97,7 +97,7 @@ def mask(model):
 
 def alone(folder):
     runs = {dtype: bare("plain", dtype) for dtype in ("float64", "float32")}
-    return runs | {"changed": bare("plain", changes=True), "loop": loop("ddp"), "lookup": loop("ddp", net=Lookup)}
+    return runs | {"changed": bare("plain", changes=True), "loop": loop("ddp"), **lookups("ddp")}
 
 
 def sharded(folder, kinds):
@@ -121,11 +121,11 @@ class Lookup(nn.Module):
         return {"loss": (self.output(self.table(places)) - labels).square().mean()}
 
 
-def loop(kind, steps=50, net=Net):
+def loop(kind, steps=50, net=Net, lr=1.0):
     """A loop on accelerate with evaluations in between; in float32."""
     accelerator = accelerator_for(kind)
     model, data = net(), Points()
-    made = MomoAdam(model.parameters(), lr=1.0, weight_decay=0.01, averaging=True)
+    made = MomoAdam(model.parameters(), lr=lr, weight_decay=0.01, averaging=True)
     model, optimizer = accelerator.prepare(model, made)
     for step in range(steps):
         optimizer.train()
@@ -136,15 +136,20 @@ def loop(kind, steps=50, net=Net):
         optimizer.zero_grad()
         if step % 5 == 0:
             optimizer.eval()
+    assert not made.searching
     y = weights(model)
     optimizer.eval()
     return {"y": y, "x": weights(model), "tables": made.param_groups[0].get("tables")}
 
 
 def loops(folder):
-    return {kind: loop(kind) for kind in ("ddp", "fsdp2")} | {
-        f"{kind} lookup": loop(kind, net=Lookup) for kind in ("ddp", "fsdp2")
-    }
+    made = {kind: loop(kind) for kind in ("ddp", "fsdp2")}
+    return made | {f"{kind} {name}": run for kind in ("ddp", "fsdp2") for name, run in lookups(kind).items()}
+
+
+def lookups(kind):
+    """With an lr that is given, and after a search, when embeddings and others have caps of their own."""
+    return {"lookup": loop(kind, net=Lookup), "lookup auto": loop(kind, steps=90, net=Lookup, lr="auto")}
 
 
 def checkpoints(folder):

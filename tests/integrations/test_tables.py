@@ -1,4 +1,4 @@
-"""Tables of embeddings are found in the models that accelerate and Trainer prepare."""
+"""Embeddings are found in the models that accelerate and Trainer prepare."""
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ from momo_hf import MomoAdam, mark_tables
 from tests.integrations.test_transformers import arguments
 
 
-def tables(model, optimizer):
+def tables(model, optimizer, kind="tables"):
     names = {id(p): name for name, p in model.named_parameters()}
-    return {names[id(g["params"][i])] for g in optimizer.param_groups for i in g.get("tables", ())}
+    return {names[id(g["params"][i])] for g in optimizer.param_groups for i in g.get(kind, ())}
 
 
 def bert():
@@ -51,6 +51,8 @@ def test_accelerate_finds_them(order, make, expected):
         for one in (model, made) if order == "model first" else (made, model):
             accelerator.prepare(one)
     assert tables(model, made) == expected
+    tied = {"transformer.wte.weight"} if make is gpt2 else set()
+    assert tables(model, made, "embeddings") == expected | tied
 
 
 def test_a_loop_marks_them_itself_in_whatever_it_has():

@@ -83,11 +83,14 @@ def after_search(optimizer):
 
 @METHODS
 @pytest.mark.parametrize("averaging", [False, True])
-@pytest.mark.parametrize("tables", [(), (0,)])
-def test_few_calls_after_a_search(device: Device, cls, averaging, tables):
+@pytest.mark.parametrize("embeddings", [(), (0,)])
+def test_few_calls_after_a_search(device: Device, cls, averaging, embeddings):
     """As with the preset: the cap is that of the search, and with averaging the largest `lr` is remembered."""
     params = device.parameters(SMALL_GPT)
-    groups = [{"params": params[:3], "weight_decay": 0.1, "tables": tables}, {"params": params[3:]}]
+    groups = [
+        {"params": params[:3], "weight_decay": 0.1, "tables": embeddings, "embeddings": embeddings},
+        {"params": params[3:]},
+    ]
     optimizer, step = stepper(cls, groups, True, lr="auto", averaging=averaging)
     after_search(optimizer)
     step()

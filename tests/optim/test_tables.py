@@ -1,6 +1,7 @@
-"""Tables of embeddings: their steps are bounded where iterates are averaged, and nowhere else."""
+"""Embeddings: where iterates are averaged, steps in tables are bounded, and after a search other parameters have half the cap."""
 
 import copy
+import logging
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from momo_hf import MomoAdam, MomoMuon, mark_tables, muon_groups
 from momo_hf.optim import Momo
-from tests.averaging_reference import AveragingReference, close, give, values
+from tests.averaging_reference import AveragingReference, close, give, problem, values
+from tests.optim.problem import both
+from tests.optim.ramp_reference import fall
 
 
 SHAPES, TABLES = [(6, 2), (3, 4), (8, 3)], (0, 2)
@@ -65,6 +68,100 @@ def test_only_directions_of_adam_in_averaged_steps_are_bounded(cls, options):
     assert close(found[0], found[1], 0, 0)
 
 
+def steps_of(optimizer, params, at, numbers):
+    """Steps at the gradients where the parameters are; before each, the loss and the gradients."""
+    for step in numbers:
+        loss, grads = at(values(params), step)
+        give(params, grads)
+        yield 10 + loss, grads  # so far above its bound that the bound decides nothing
+        optimizer.step(loss=10 + loss)
+
+
+def until_found(optimizer, params, at):
+    for _ in steps_of(optimizer, params, at, range(70)):
+        if not optimizer.searching:
+            break
+
+
+@both
+@pytest.mark.parametrize("embeddings", [(0,), (1,)])
+def test_beside_embeddings_half_of_the_cap_counts_with_adam_after_a_search(cls, embeddings, caplog):
+    """Embeddings are in one group with others, and others are in groups without any, with a share of their own."""
+    caplog.set_level(logging.INFO)
+    start, params, at = problem()
+    bounds = {"tables": (0,)} if embeddings == (0,) else {}
+    groups = [{"params": params[:2], "embeddings": embeddings, "weight_decay": 0.1, **bounds}, {"params": params[2:]}]
+    optimizer = cls(groups, lr="auto", averaging=True)
+    optimizer.param_groups[1]["lr"] *= 0.7
+    until_found(optimizer, params, at)
+    number, cap, adam = optimizer.search.steps, optimizer.search.cap, cls is MomoAdam
+    share = 0.5 if adam else 1.0
+    members = [0 if i in embeddings else 1 for i in range(2)] + [2, 2]
+    tables = (0,) if bounds and adam else ()
+    right = AveragingReference(
+        start, members, [], [0.1, 0.1, 0.0], beta2=0.999 if adam else None, polyak=2.0, tables=tables
+    )
+    losses = []
+    for j, (loss, grads) in enumerate(steps_of(optimizer, params, at, range(100, 200)), start=1):
+        if losses:
+            assert close(values(params), right.y)
+            shown = [float(group["effective_lr"]) for group in optimizer.param_groups]
+            assert shown == pytest.approx([right.taus[-1], 0.7 * share * right.taus[-1]])
+            assert float(optimizer.cap()) == pytest.approx(right.lrs[0])
+        lr = cap * min(1.0, j / number) * fall(optimizer.search.losses, losses, corrected=adam)
+        right.lrs = [lr, share * lr, 0.7 * share * lr]
+        losses.append(loss)
+        right.step(loss, grads)
+    assert min(right.taus[number:]) > 0.9 * cap  # the cap decided
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(cap)
+    assert ("for all other parameters 0.5 of it counts" in caplog.text) is adam
+
+
+@pytest.mark.parametrize(
+    "cls, lr, averaging", [(MomoAdam, "auto", False), (MomoAdam, 0.02, True), (MomoMuon, "auto", True)]
+)
+def test_embeddings_alone_change_nothing_elsewhere(cls, lr, averaging):
+    """In the paper's step, where `lr` was given, and beside Muon's directions."""
+    found = []
+    for embeddings in ((), (0,)):
+        _, params, at = problem()
+        members = {"params": params, "embeddings": embeddings}
+        optimizer = cls([members | ({"method": "adam"} if cls is MomoMuon else {})], lr=lr, averaging=averaging)
+        for _ in steps_of(optimizer, params, at, range(90)):
+            pass
+        assert lr != "auto" or not optimizer.searching
+        found.append(values(params))
+    assert close(found[0], found[1], 0, 0)
+
+
+def test_a_resume_after_a_search_keeps_what_counts_beside_embeddings():
+    def made():
+        _, params, at = problem()
+        optimizer = MomoAdam([{"params": params, "embeddings": (0,)}], lr="auto", averaging=True)
+        return params, at, optimizer
+
+    params, at, optimizer = made()
+    until_found(optimizer, params, at)
+    list(steps_of(optimizer, params, at, range(70, 80)))
+    saved = copy.deepcopy((optimizer.state_dict(), values(params)))
+    list(steps_of(optimizer, params, at, range(80, 90)))
+    wanted = values(params)
+    for share, same in ((0.5, True), (None, False)):
+        params, at, resumed = made()
+        state = copy.deepcopy(saved[0])
+        if share is None:  # as a state of the version before
+            del state["param_groups"][0]["others_share"], state["param_groups"][0]["embeddings"]
+        with torch.no_grad():
+            for p, value in zip(params, saved[1]):
+                p.copy_(torch.tensor(value))
+        resumed.load_state_dict(state)
+        list(steps_of(resumed, params, at, range(80, 90)))
+        assert all(map(np.array_equal, values(params), wanted)) is same
+        assert resumed.param_groups[0]["others_share"] == (share or 1)
+    resumed.state.clear()
+    assert resumed.searching and resumed.param_groups[0]["others_share"] == 0.5
+
+
 class Model(nn.Module):
     def __init__(self, tied=False):
         super().__init__()
@@ -74,8 +171,8 @@ class Model(nn.Module):
             self.output.weight = self.words.weight
 
 
-def marked(optimizer):
-    return [id(g["params"][i]) for g in optimizer.param_groups for i in g.get("tables", ())]
+def marked(optimizer, name="tables"):
+    return [id(g["params"][i]) for g in optimizer.param_groups for i in g.get(name, ())]
 
 
 def test_tables_are_what_is_looked_up_and_nothing_else():
@@ -88,7 +185,7 @@ def test_tables_are_what_is_looked_up_and_nothing_else():
         mark_tables(AveragedModel(model).module, optimizer)  # another model
         assert not marked(optimizer)
         mark_tables(nn.Sequential(model), optimizer)
-        assert marked(optimizer) == [id(model.words.weight), id(model.bag.weight)]
+        assert marked(optimizer) == marked(optimizer, "embeddings") == [id(model.words.weight), id(model.bag.weight)]
 
     other = Model()
     optimizer = MomoAdam([*model.parameters(), *other.parameters()], averaging=True)
@@ -100,6 +197,13 @@ def test_tables_are_what_is_looked_up_and_nothing_else():
     optimizer = MomoAdam(tied.parameters(), averaging=True)
     mark_tables(tied, optimizer)
     assert marked(optimizer) == [id(tied.bag.weight)]
+    assert marked(optimizer, "embeddings") == [id(tied.words.weight), id(tied.bag.weight)]
+
+    frozen = Model()
+    frozen.words.requires_grad_(False)
+    optimizer = MomoAdam(frozen.parameters(), averaging=True)
+    mark_tables(frozen, optimizer)
+    assert marked(optimizer) == marked(optimizer, "embeddings") == [id(frozen.bag.weight)]
 
     optimizer = MomoAdam(model.parameters())
     mark_tables(model, optimizer)
@@ -143,12 +247,14 @@ def test_a_copy_of_a_group_has_tables_of_its_own():
     mark_tables(model, optimizer)
     late = [nn.Parameter(torch.zeros(3, 2)) for _ in range(2)]
     optimizer.add_param_group({**optimizer.param_groups[0], "params": late[:1]})
-    optimizer.add_param_group({"params": late[1:], "tables": (0,)})
-    assert marked(optimizer) == [id(model.words.weight), id(model.bag.weight), id(late[1])]
+    optimizer.add_param_group({"params": late[1:], "tables": (0,), "embeddings": (0,)})
+    for name in ("tables", "embeddings"):
+        assert marked(optimizer, name) == [id(model.words.weight), id(model.bag.weight), id(late[1])]
 
 
-@pytest.mark.parametrize("tables", [(3,), (-1,), [True], 1])
-def test_a_place_that_is_not_there_is_refused(tables):
+@pytest.mark.parametrize("places", [(3,), (-1,), [True], 1])
+@pytest.mark.parametrize("name", ["tables", "embeddings"])
+def test_a_place_that_is_not_there_is_refused(places, name):
     params = [nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
-    with pytest.raises(ValueError, match="tables"):
-        MomoAdam([{"params": params, "tables": tables}], averaging=True)
+    with pytest.raises(ValueError, match=name):
+        MomoAdam([{"params": params, name: places}], averaging=True)

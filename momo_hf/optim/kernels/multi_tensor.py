@@ -163,8 +163,8 @@ class MultiTensorAveraged(MultiTensor):
 
     def numbers(self, update: Any) -> tuple[Tensor, ...]:
         """What the kernel makes the numbers of the second pass from."""
-        index = self.bucket.index
-        given = (update.factor.select(0, index), update.decay.select(0, index), update.weight, update.accepted)
+        column = self.bucket.column
+        given = (update.factor.select(0, column), update.decay.select(0, column), update.weight, update.accepted)
         return tuple(on(self.bucket, number) for number in given)
 
     def first(self) -> Tensor:

@@ -39,11 +39,17 @@ class Form(NamedTuple):
         interpolation: β of y, where `averaging` is True.
         power: r of the weights w = k^r (largest τ so far)²; the average is mostly of the last 1 / (r+1) of the steps.
         polyak: p, what Polyak's step is multiplied by after a search.
+        others: what of the cap counts after a search for parameters beside embeddings (`Method.others_share`).
     """
 
     interpolation: float
     power: int
     polyak: float
+    others: float = 1.0
+
+    def kept(self) -> Group:
+        """What a group keeps of it, so that a saved state goes on as it began."""
+        return {"averaging_power": self.power, "polyak_factor": self.polyak, "others_share": self.others}
 
 
 # All chosen by runs of 1,000 steps with a search, see configs/sweeps/README.md. Twice Polyak's step leads to the minimum along u
@@ -76,6 +82,9 @@ class Averaged(Kind):
     gradient alone its steps are 1/√q caps, and it learns its few samples by heart. In the `tables` of a group, places in its
     `params`, the entries of u are at most 2 with Adam (`Method.table_bound`). `mark_tables` finds them; `Accelerator.prepare`
     and Trainer call it.
+
+    After a search in which `embeddings` learnt, tied ones too, the other parameters have half of the cap with Adam
+    (`Method.others_share`): embeddings bear longer steps, and the ramp sees what the whole model bears.
 
     The parameters hold y in training, and x from `optimizer.eval()` to `optimizer.train()`. x is what is to be evaluated,
     sampled from and saved. Trainer does so by itself; in other loops both calls stand beside those of the model, on every
@@ -210,7 +219,7 @@ class Averaged(Kind):
             own = own_weight(now.step.to(weight), bucket.group["averaging_power"])
             weight = torch.where(update.accepted, weight.maximum(own), weight)
         back = update.accepted.to(weight.dtype) * (1 / interpolation - 1)
-        factor, decay = update.factor.select(0, bucket.index), update.decay.select(0, bucket.index)
+        factor, decay = update.factor.select(0, bucket.column), update.decay.select(0, bucket.column)
         return -back, factor * interpolation, decay, back + weight, 1 - weight, update.accepted
 
 
@@ -226,7 +235,9 @@ def own_weight(step: Tensor, power: int) -> Tensor:
 
 def form_of(methods: Mapping[str, Method]) -> Form:
     """How an optimizer with these methods averages."""
-    return ALONG_MOMENTUM if any(method.keeps_momentum for method in methods.values()) else ALONG_GRADIENTS
+    if any(method.keeps_momentum for method in methods.values()):
+        return ALONG_MOMENTUM
+    return ALONG_GRADIENTS._replace(others=min(method.others_share for method in methods.values()))
 
 
 def interpolation_of(averaging: bool | float, default: float = ALONG_GRADIENTS.interpolation) -> bool | float:

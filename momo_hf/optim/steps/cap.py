@@ -1,7 +1,8 @@
-"""What a cap that was found allows later: less during a warmup, and less again when the loss has nearly reached its bound."""
+"""What a cap that was found allows later: less during a warmup, near the bound of the loss, and for what is beside embeddings."""
 
 from torch import Tensor
 
+from momo_hf.optim.record import Group
 from momo_hf.optim.steps.given import Settings
 from momo_hf.optim.steps.model import ModelState
 from momo_hf.optim.steps.search import WINDOW, SearchState
@@ -55,3 +56,15 @@ def fall(until: Tensor, model: ModelState, settings: Settings) -> Tensor:
     gap = model.raw_loss_avg / rho - settings.lb
     # What is not known yet is no number, as 0 / 0, and the root of what lies below the bound is none either.
     return (gap / until).clamp(max=1).sqrt().nan_to_num(nan=1.0)
+
+
+def share_of_others(groups: list[Group]) -> float:
+    """What of a cap that was found counts for parameters that are no embeddings where iterates are averaged, in a model that
+    has embeddings to learn; else 1.
+
+    Embeddings bear longer steps than the layers beside them, and a ramp in which all take the same steps sees what the
+    whole model bears. Where it is not 1, a vector with an entry per group has two: for the `embeddings` of the groups, and
+    then for the other parameters of each.
+    """
+    head = groups[0]
+    return head["others_share"] if head["averaging"] and any(group.get("embeddings") for group in groups) else 1.0

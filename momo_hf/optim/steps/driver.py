@@ -47,7 +47,7 @@ def take_step(
     params = [p for group in groups for p in group["params"]]
     places = layouts_of(params, shard_group)
     layouts = layouts_in_order(params, places)
-    buckets = sort_into_buckets(groups, state, methods, kind.roles, options, places)
+    buckets = sort_into_buckets(groups, state, methods, kind.roles, options, places, len(given.lr) - len(groups))
     if kind.moves_all:
         buckets = [replace(bucket, moves=True) for bucket in buckets]
     norm = None if given.dropped else known_norm(given, buckets, layouts)
@@ -58,12 +58,12 @@ def take_step(
         for made, bucket in assign(type(kind), buckets, norm is not None)
     ]
 
-    sums: dict[Layout | None, list[Tensor | None]] = {layout: [None] * len(groups) for layout in layouts}
+    sums: dict[Layout | None, list[Tensor | None]] = {layout: [None] * len(given.lr) for layout in layouts}
     for part in kernels if not given.dropped else ():
         if part.bucket.moves:
-            column, index = sums[part.bucket.layout], part.bucket.index
-            found, before = part.first().to(given.loss), column[index]
-            column[index] = found if before is None else before + found
+            rows, column = sums[part.bucket.layout], part.bucket.column
+            found, before = part.first().to(given.loss), rows[column]
+            rows[column] = found if before is None else before + found
     totals, rest = sum_over_layouts(sums, beside, len(kind.SUMS))
     if given.dropped:
         totals = torch.full_like(totals, torch.nan)
@@ -134,12 +134,12 @@ def sum_over_layouts(
     """The one sum over all shards.
 
     Args:
-        sums: for every layout a row of `width` numbers per parameter group, or None where this process has none.
+        sums: for every layout a row of `width` numbers per entry of `given.lr`, or None where this process has none.
         beside: for every layout a scalar.
         width: of the rows.
 
     Returns:
-        The sums, shape (width, groups), and the sum of the scalars, 0-dim.
+        The sums, shape (width, rows), and the sum of the scalars, 0-dim.
     """
     totals = []
     for layout, value in beside.items():

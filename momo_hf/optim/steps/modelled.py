@@ -107,7 +107,7 @@ class Modelled(Kind):
 
     @staticmethod
     def numbers(update: Step, bucket: Bucket, now: Now) -> tuple[Tensor, ...]:
-        return update.factor.select(0, bucket.index), update.decay.select(0, bucket.index), update.accepted
+        return update.factor.select(0, bucket.column), update.decay.select(0, bucket.column), update.accepted
 
     def finish(
         self,

@@ -62,13 +62,18 @@ class Verdict:
         """What was found, after the last step."""
         return self._values.tolist()[1]
 
-    def tell(self) -> None:
-        """Say once what was seen and what was taken; on the first process. Where all went well it is no warning."""
+    def tell(self, share: float) -> None:
+        """Say once what was seen and what was taken; on the first process. Where all went well it is no warning.
+
+        Args:
+            share: what of the cap counts beside embeddings, see `cap.share_of_others`.
+        """
         if dist.is_initialized() and dist.get_rank() > 0:
             return
         ended, cap, steps = self._values.tolist()
         level, seen = SEEN[ended]
-        logger.log(level, seen.format(cap=f"{cap:.2g}", steps=f"{steps:.0f}"))
+        beside = "" if share == 1 else f" It is that of embeddings; for all other parameters {share:g} of it counts."
+        logger.log(level, seen.format(cap=f"{cap:.2g}", steps=f"{steps:.0f}") + beside)
 
 
 def tell_start() -> None:

@@ -29,8 +29,8 @@ class Bucket:
     """Parameters of one device, dtype, layout and set of options, from one group or several.
 
     Attributes:
-        index: of the first group they come from.
-        group: that group.
+        column: their entry in vectors that have one per group, or two, see `cap.share_of_others`.
+        group: the first one they come from.
         method: their method.
         options: the method's own hyperparameters.
         layout: how the parameters are split over processes.
@@ -40,7 +40,7 @@ class Bucket:
         roles: the local tensors of "param", "grad" and what the kind of step works on, in one order of parameters.
     """
 
-    index: int
+    column: int
     group: dict[str, Any]
     method: Method
     options: dict[str, Any]
@@ -106,6 +106,7 @@ def sort_into_buckets(
     roles_of: Callable[[Method], tuple[str, ...]],
     options: tuple[str, ...],
     layouts: Iterable[Layout | None],
+    others: int = 0,
 ) -> list[Bucket]:
     """Collect the parameters of all groups that are updated alike, so that many small groups cost no more than one.
 
@@ -118,6 +119,7 @@ def sort_into_buckets(
         roles_of: the entries of a parameter's state that the step works on; where one is missing, it is the parameter.
         options: the keys of a group that decide how its parameters are updated.
         layouts: how each parameter is split over processes, in the order of the groups.
+        others: how far the columns of parameters that are no embeddings stand behind those of embeddings.
 
     Raises:
         RuntimeError: a gradient is sparse or complex; a method needs whole parameters, and has flat parts of them.
@@ -131,7 +133,7 @@ def sort_into_buckets(
         alike: Any = tuple(tuple(v) if isinstance(v, list) else v for v in (group[name] for name in options))
         alike = first.setdefault(alike, index)  # a short key for what all these parameters share
         bounded = group["averaging"] and own[index].table_bound is not None
-        tables = group.get("tables", ()) if bounded else ()
+        tables, embeddings = group.get("tables", ()) if bounded else (), group.get("embeddings", ()) if others else ()
         for place, p in enumerate(group["params"]):
             layout, grad, entry = next(layouts), p.grad, state.get(p)
             if entry is None:
@@ -153,6 +155,7 @@ def sort_into_buckets(
                 layout,
                 dtensor and isinstance(p, dtensor),
                 place in tables,
+                place in embeddings,
                 grad is not None,
                 start,
                 parts,
@@ -162,7 +165,7 @@ def sort_into_buckets(
                 alike_members = members[key] = []
             alike_members.append((p, grad, entry))
     buckets = []
-    for (index, _, _, layout, sharded, table, moves, _, parts), rows in members.items():
+    for (index, _, _, layout, sharded, table, embedding, moves, _, parts), rows in members.items():
         group = param_groups[index]
         method = own[index] if parts is None else gathered(own[index], parts)
         grads = [torch.zeros_like(p) if grad is None else grad for p, grad, _ in rows]
@@ -174,7 +177,8 @@ def sort_into_buckets(
             roles = {role: [local(t) for t in column] for role, column in roles.items()}
         its = {name: group[name] for name in options if name not in SHARED_BY_METHODS}
         joined = rows[0][2].get("start")
-        buckets.append(Bucket(index, group, method, its, layout, table, moves, joined, roles))
+        column = index if embedding else index + others
+        buckets.append(Bucket(column, group, method, its, layout, table, moves, joined, roles))
     return buckets
 
 
