@@ -83,15 +83,16 @@ def after_search(optimizer):
 
 @METHODS
 @pytest.mark.parametrize("averaging", [False, True])
+@pytest.mark.parametrize("clipped", [True, False])
 @pytest.mark.parametrize("embeddings", [(), (0,)])
-def test_few_calls_after_a_search(device: Device, cls, averaging, embeddings):
+def test_few_calls_after_a_search(device: Device, cls, averaging, clipped, embeddings):
     """As with the preset: the cap is that of the search, and with averaging the largest `lr` is remembered."""
     params = device.parameters(SMALL_GPT)
     groups = [
         {"params": params[:3], "weight_decay": 0.1, "tables": embeddings, "embeddings": embeddings},
         {"params": params[3:]},
     ]
-    optimizer, step = stepper(cls, groups, True, lr="auto", averaging=averaging)
+    optimizer, step = stepper(cls, groups, clipped, lr="auto", averaging=averaging)
     after_search(optimizer)
     step()
     with device.counted() as counted:

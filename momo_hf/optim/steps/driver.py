@@ -98,10 +98,13 @@ def known_norm(given: Given, buckets: list[Bucket], layouts: Mapping[Layout | No
         return given.clip_factor.reciprocal()  # the factor is 0 where the norm was infinite
     if any(layout is not None for layout in layouts):
         return None
+    alike: dict[tuple[torch.device, torch.dtype, torch.dtype], list[Tensor]] = {}
+    for bucket in buckets:
+        if bucket.moves:
+            alike.setdefault((bucket.device, bucket.stored, bucket.dtype), []).extend(bucket.roles["grad"])
     norms = [
-        torch.stack(torch._foreach_norm(bucket.roles["grad"], 2, dtype=bucket.dtype)).sum().to(given.loss)
-        for bucket in buckets
-        if bucket.moves
+        torch.stack(torch._foreach_norm(grads, 2, dtype=dtype)).sum().to(given.loss)
+        for (_, _, dtype), grads in alike.items()
     ]
     return sum(norms[1:], norms[0]) if norms else torch.zeros_like(given.loss)
 
