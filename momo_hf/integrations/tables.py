@@ -5,14 +5,15 @@ from typing import Any
 from torch import nn
 
 from momo_hf.integrations.weights import unwrap_optimizer
+from momo_hf.optim.steps.averaged import others_share_of
 
 
 def mark_tables(model: nn.Module, optimizer: Any) -> None:
     """Tell an optimizer that averages which of its parameters are embeddings.
 
     `Accelerator.prepare`, and so Trainer, does it for the models that it prepares. A loop without them calls this once, before
-    the first step. The trained weights of `nn.Embedding` and `nn.EmbeddingBag` are embeddings: with Adam they have longer
-    steps than the layers beside them after a search for the cap. Where no other layer has them too, as a tied output layer,
+    the first step. The weights of `nn.Embedding` and `nn.EmbeddingBag` are embeddings: with Adam, where they learn, they have
+    longer steps than the layers beside them after a search for the cap. Where no other layer has them too, as a tied output layer,
     they are tables that are only looked up, and their steps are bounded. See `momo_hf.optim.steps.averaged`. What is marked
     is saved with the state, so that one that was saved without goes on without.
 
@@ -33,9 +34,12 @@ def mark_tables(model: nn.Module, optimizer: Any) -> None:
     for module in model.modules():
         looked_up = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
         (inside if looked_up else outside).update(map(id, module.parameters(recurse=False)))
-    for name, kind in {"tables": inside - outside, "embeddings": inside}.items():
+    kinds = {"tables": inside - outside}
+    if others_share_of(optimizer.methods) != 1:
+        kinds["embeddings"] = inside
+    for name, kind in kinds.items():
         for group in optimizer.param_groups:
-            found = {place for place, p in enumerate(group["params"]) if id(p) in kind and p.requires_grad}
+            found = {place for place, p in enumerate(group["params"]) if id(p) in kind}
             if found:
                 found.update(group.get(name, ()))  # those of another model
                 group[name] = tuple(sorted(found))

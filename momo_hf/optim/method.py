@@ -32,7 +32,7 @@ class Method:
         table_bound: the largest absolute value of an entry of u in a step that averages the iterates, for the `tables` of
             a group, see `momo_hf.optim.steps.averaged`. With None there is no bound.
         others_share: what of a cap that was found counts for parameters that are no embeddings, in an optimizer that averages along
-            gradients and has embeddings to learn, see there.
+            gradients and learns embeddings too, see there.
     """
 
     buffers: tuple[str, ...] = ()

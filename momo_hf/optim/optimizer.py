@@ -18,7 +18,6 @@ from momo_hf.optim.record import scalar
 from momo_hf.optim.state import has_gradients, init_state, is_probe, show
 from momo_hf.optim.stateful import Stateful
 from momo_hf.optim.steps.averaged import EVAL_MODE
-from momo_hf.optim.steps.cap import share_of_others
 from momo_hf.optim.steps.driver import take_step
 from momo_hf.optim.steps.given import Given
 from momo_hf.optim.steps.iterates import fit_iterates, write_iterates
@@ -141,7 +140,7 @@ class MomoOptimizer(LossIntake, Stateful):
         init_state(groups, self.state, self.methods, self._searching)
         like = MODEL.read(groups).step
         kind: Kind = self._ramp if self._searching else self._averaged if self.averages else self._modelled
-        lr = self._rates.coming(groups, self._searching)
+        lr = self._rates.coming(groups, self.state, self._searching)
         given = Given(
             loss=scalar(loss, like),
             clip_factor=None if clip_factor is None else scalar(clip_factor, like).clamp(max=1.0),
@@ -233,7 +232,7 @@ class MomoOptimizer(LossIntake, Stateful):
         self._heed()
         if self._searching:
             return torch.stack([group["effective_lr"] for group in self.param_groups]).max()
-        return self._rates.taken(self.param_groups).max()
+        return self._rates.taken(self.param_groups, self.state).max()
 
     def _make_ready(self) -> None:
         """Make the state what the coming step works on: after a search, a load, a probe, and in another dtype."""
@@ -242,7 +241,7 @@ class MomoOptimizer(LossIntake, Stateful):
             self._searching = False
             resume_ramp(self.state, False, self.averages)
             if self._verdict is not None:
-                self._verdict.tell(share_of_others(self.param_groups))
+                self._verdict.tell(self._rates.shares(self.param_groups, self.state))
         if not self._searching:
             take_cap(self.param_groups, self._verdict)
         self._verdict = None

@@ -1,16 +1,20 @@
 """The upper bounds of the coming step: what the schedule says, and after a search what of the cap counts, see `cap`."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from momo_hf.optim.record import Group, keep, scalar
-from momo_hf.optim.steps.cap import fall, share_of_others, warmup, whole_until
+from momo_hf.optim.steps.cap import fall, shares, warmup, whole_until
 from momo_hf.optim.steps.given import settings_of
 from momo_hf.optim.steps.modelled import MODEL
 from momo_hf.optim.steps.ramp import SEARCH
+
+
+State = Mapping[Tensor, Any]
 
 
 class Rates:
@@ -19,9 +23,13 @@ class Rates:
     With averaging the largest `lr` so far counts, `lr_max`, those of the steps of a search and of dropped steps included. So a
     warmup acts, and a decay, as the linear one that is Trainer's default, does not: an average needs none, and lost by it on
     most tasks.
+
+    Args:
+        others: what of a cap that was found counts beside embeddings, see `cap.shares`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, others: float) -> None:
+        self._others = others
         self._kept: dict[str, tuple[list[float], Tensor]] = {}
         self._taken: Tensor | None = None
         self._until: tuple[float, Tensor] | None = None
@@ -48,12 +56,17 @@ class Rates:
             self._kept[option] = kept = (values, made)
         return kept[1]
 
-    def coming(self, groups: list[Group], searching: bool) -> Tensor:
-        """α_g of the coming step, shape (groups,), or twice as long, see `cap.share_of_others`. What is the largest `lr` from
-        then on is remembered.
+    def shares(self, groups: list[Group], state: State) -> list[float]:
+        """`cap.shares` of these groups."""
+        return shares(groups, state, self._others)
+
+    def coming(self, groups: list[Group], state: State, searching: bool) -> Tensor:
+        """α_g of the coming step, shape (groups,), or twice as long where `shares` has two numbers a group. What is the
+        largest `lr` from then on is remembered.
 
         Args:
             groups: the parameter groups.
+            state: per parameter.
             searching: whether the step is one of a search, which has sizes of its own.
         """
         like = MODEL.read(groups).step
@@ -65,22 +78,24 @@ class Rates:
         elif groups[0]["averaging"]:
             for group, value in zip(groups, lr):
                 group["lr_max"] = value if group["lr_max"] <= value < math.inf else group["lr_max"]
-        return self._vector("lr", lr, like) if searching else self._after_search(groups, lr, like, 1)
+        return self._vector("lr", lr, like) if searching else self._after_search(groups, state, lr, like, 1)
 
-    def taken(self, groups: list[Group]) -> Tensor:
+    def taken(self, groups: list[Group], state: State) -> Tensor:
         """α_g of the last step that was taken, shaped as in `coming`; after a load what it would be now."""
         if self._taken is not None:
             return self._taken
         like = MODEL.read(groups).step
-        return self._after_search(groups, self._in_force(groups, like), like, 0)
+        return self._after_search(groups, state, self._in_force(groups, like), like, 0)
 
-    def _after_search(self, groups: list[Group], lr: Tensor | list[float], like: Tensor, ahead: int) -> Tensor:
+    def _after_search(
+        self, groups: list[Group], state: State, lr: Tensor | list[float], like: Tensor, ahead: int
+    ) -> Tensor:
         rates = self._vector("lr", lr, like)
         if not SEARCH.stands_in(groups[0]):
             return rates
-        share = share_of_others(groups)
-        if share != 1:
-            rates = torch.cat([rates, rates * share])
+        counts = self.shares(groups, state)
+        if counts:
+            rates = torch.cat([rates, rates]) * self._vector("shares", counts, like)
         search, settings, kept = SEARCH.read(groups), settings_of(groups[0]), self._until
         if kept is None or kept[0] != settings.lb or kept[1].device != like.device or kept[1].dtype != like.dtype:
             self._until = kept = (settings.lb, whole_until(search, settings.lb))

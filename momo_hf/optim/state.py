@@ -116,12 +116,10 @@ def show(groups: list[Group], factor: Tensor, ok: Tensor) -> None:
 
     Args:
         groups: the parameter groups.
-        factor: the step sizes, shape (groups,), twice as long or 0-dim, see `share_of_others`. What is shown of a group with
-            embeddings is theirs.
+        factor: the step sizes, shape (groups,), twice as long or 0-dim, see `cap.shares`. Of a group with embeddings that
+            learn theirs is shown.
         ok: 0-dim bool, False on a skipped step.
     """
-    if factor.dim() and len(factor) > len(groups):
-        pairs = zip(factor.unbind(), factor.unbind()[len(groups) :], groups)
-        factor = torch.stack([own if group.get("embeddings") else other for own, other, group in pairs])
+    factor = factor.narrow(0, 0, len(groups)) if factor.dim() else factor
     shown = torch.stack([group["effective_lr"].to(factor) for group in groups])
     keep([(group, "effective_lr") for group in groups], torch.where(ok, factor, shown).unbind())

@@ -16,7 +16,7 @@ from momo_hf.optim.method import Method
 from momo_hf.optim.rates import Rates
 from momo_hf.optim.record import SHARED_OPTIONS, beta_of, params_of
 from momo_hf.optim.state import join, widen
-from momo_hf.optim.steps.averaged import Averaged, form_of
+from momo_hf.optim.steps.averaged import Averaged, form_of, others_share_of
 from momo_hf.optim.steps.model import with_drift
 from momo_hf.optim.steps.modelled import MODEL, Modelled
 from momo_hf.optim.steps.ramp import SEARCH, Ramp, resume_ramp
@@ -55,7 +55,7 @@ class Stateful(Optimizer):
         """Forget what is not in the state: how the last step left the parameters, and what is on its way to the host."""
         LIVING.add(self)
         self._modelled, self._averaged, self._ramp = Modelled(), Averaged(), Ramp(self.methods)
-        self._rates = Rates()
+        self._rates = Rates(others_share_of(self.methods))
         self._verdict: Verdict | None = None
         self._searching = False
         # Whether the state was made for torch.distributed.checkpoint, perhaps before the weights were loaded.
@@ -142,7 +142,6 @@ class Stateful(Optimizer):
             if group.get("averaging", False):  # saved when these were 1 for good
                 group.setdefault("averaging_power", 1)
                 group.setdefault("polyak_factor", 1.0)
-                group.setdefault("others_share", 1.0)
             if SEARCH.stands_in(group):  # saved when it was 1 for good
                 group.setdefault(STAND_IN, 1.0)
         # Loading a state comes here too: the loss of gradients that stay, and who keeps it, stay too.

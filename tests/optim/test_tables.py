@@ -84,15 +84,15 @@ def until_found(optimizer, params, at):
 
 
 @both
-@pytest.mark.parametrize("embeddings", [(0,), (1,)])
-def test_beside_embeddings_half_of_the_cap_counts_with_adam_after_a_search(cls, embeddings, caplog):
-    """Embeddings are in one group with others, and others are in groups without any, with a share of their own."""
+@pytest.mark.parametrize("embeddings, times", [((0,), 0.7), ((1,), 3.0)])
+def test_beside_embeddings_half_of_the_cap_counts_with_adam_after_a_search(cls, embeddings, times, caplog):
+    """Embeddings are in one group with others; others are in a group without any, with the larger `lr` and with the smaller."""
     caplog.set_level(logging.INFO)
     start, params, at = problem()
     bounds = {"tables": (0,)} if embeddings == (0,) else {}
     groups = [{"params": params[:2], "embeddings": embeddings, "weight_decay": 0.1, **bounds}, {"params": params[2:]}]
     optimizer = cls(groups, lr="auto", averaging=True)
-    optimizer.param_groups[1]["lr"] *= 0.7
+    optimizer.param_groups[1]["lr"] *= times
     until_found(optimizer, params, at)
     number, cap, adam = optimizer.search.steps, optimizer.search.cap, cls is MomoAdam
     share = 0.5 if adam else 1.0
@@ -105,14 +105,15 @@ def test_beside_embeddings_half_of_the_cap_counts_with_adam_after_a_search(cls, 
     for j, (loss, grads) in enumerate(steps_of(optimizer, params, at, range(100, 200)), start=1):
         if losses:
             assert close(values(params), right.y)
+            tau = right.taus[-1]
             shown = [float(group["effective_lr"]) for group in optimizer.param_groups]
-            assert shown == pytest.approx([right.taus[-1], 0.7 * share * right.taus[-1]])
-            assert float(optimizer.cap()) == pytest.approx(right.lrs[0])
+            assert shown == pytest.approx([tau / max(right.lrs) * lr for lr in (right.lrs[0], right.lrs[2])])
+            assert float(optimizer.cap()) == pytest.approx(max(right.lrs))
         lr = cap * min(1.0, j / number) * fall(optimizer.search.losses, losses, corrected=adam)
-        right.lrs = [lr, share * lr, 0.7 * share * lr]
+        right.lrs = [lr, share * lr, times * share * lr]
         losses.append(loss)
         right.step(loss, grads)
-    assert min(right.taus[number:]) > 0.9 * cap  # the cap decided
+    assert min(right.taus[number:]) > 0.9 * cap * max(1.0, times * share)  # the cap decided
     assert optimizer.param_groups[0]["lr"] == pytest.approx(cap)
     assert ("for all other parameters 0.5 of it counts" in caplog.text) is adam
 
@@ -134,6 +135,21 @@ def test_embeddings_alone_change_nothing_elsewhere(cls, lr, averaging):
     assert close(found[0], found[1], 0, 0)
 
 
+def test_embeddings_that_did_not_learn_do_not_count():
+    """Frozen after they were marked, or never looked up."""
+    found = []
+    for embeddings in ((), (0,)):
+        _, params, at = problem()
+        optimizer = MomoAdam([{"params": params, "embeddings": embeddings}], lr="auto", averaging=True)
+        for step in range(90):
+            loss, grads = at(values(params), step)
+            give(params, [None, *grads[1:]])
+            optimizer.step(loss=10 + loss)
+        assert not optimizer.searching
+        found.append(values(params))
+    assert close(found[0], found[1], 0, 0)
+
+
 def test_a_resume_after_a_search_keeps_what_counts_beside_embeddings():
     def made():
         _, params, at = problem()
@@ -146,20 +162,17 @@ def test_a_resume_after_a_search_keeps_what_counts_beside_embeddings():
     saved = copy.deepcopy((optimizer.state_dict(), values(params)))
     list(steps_of(optimizer, params, at, range(80, 90)))
     wanted = values(params)
-    for share, same in ((0.5, True), (None, False)):
+    for same in (True, False):
         params, at, resumed = made()
         state = copy.deepcopy(saved[0])
-        if share is None:  # as a state of the version before
-            del state["param_groups"][0]["others_share"], state["param_groups"][0]["embeddings"]
+        if not same:  # as a state of the version before
+            del state["param_groups"][0]["embeddings"]
         with torch.no_grad():
             for p, value in zip(params, saved[1]):
                 p.copy_(torch.tensor(value))
         resumed.load_state_dict(state)
         list(steps_of(resumed, params, at, range(80, 90)))
         assert all(map(np.array_equal, values(params), wanted)) is same
-        assert resumed.param_groups[0]["others_share"] == (share or 1)
-    resumed.state.clear()
-    assert resumed.searching and resumed.param_groups[0]["others_share"] == 0.5
 
 
 class Model(nn.Module):
@@ -185,7 +198,8 @@ def test_tables_are_what_is_looked_up_and_nothing_else():
         mark_tables(AveragedModel(model).module, optimizer)  # another model
         assert not marked(optimizer)
         mark_tables(nn.Sequential(model), optimizer)
-        assert marked(optimizer) == marked(optimizer, "embeddings") == [id(model.words.weight), id(model.bag.weight)]
+        assert marked(optimizer) == [id(model.words.weight), id(model.bag.weight)]
+        assert marked(optimizer, "embeddings") == (marked(optimizer) if type(optimizer) is MomoAdam else [])
 
     other = Model()
     optimizer = MomoAdam([*model.parameters(), *other.parameters()], averaging=True)
@@ -199,11 +213,10 @@ def test_tables_are_what_is_looked_up_and_nothing_else():
     assert marked(optimizer) == [id(tied.bag.weight)]
     assert marked(optimizer, "embeddings") == [id(tied.words.weight), id(tied.bag.weight)]
 
-    frozen = Model()
-    frozen.words.requires_grad_(False)
-    optimizer = MomoAdam(frozen.parameters(), averaging=True)
-    mark_tables(frozen, optimizer)
-    assert marked(optimizer) == marked(optimizer, "embeddings") == [id(frozen.bag.weight)]
+    for other in (Momo, MomoMuon):  # for which it would make no difference
+        optimizer = other(tied.parameters(), averaging=True)
+        mark_tables(tied, optimizer)
+        assert marked(optimizer) == [id(tied.bag.weight)] and not marked(optimizer, "embeddings")
 
     optimizer = MomoAdam(model.parameters())
     mark_tables(model, optimizer)

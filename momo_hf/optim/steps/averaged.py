@@ -39,17 +39,15 @@ class Form(NamedTuple):
         interpolation: β of y, where `averaging` is True.
         power: r of the weights w = k^r (largest τ so far)²; the average is mostly of the last 1 / (r+1) of the steps.
         polyak: p, what Polyak's step is multiplied by after a search.
-        others: what of the cap counts after a search for parameters beside embeddings (`Method.others_share`).
     """
 
     interpolation: float
     power: int
     polyak: float
-    others: float = 1.0
 
     def kept(self) -> Group:
         """What a group keeps of it, so that a saved state goes on as it began."""
-        return {"averaging_power": self.power, "polyak_factor": self.polyak, "others_share": self.others}
+        return {"averaging_power": self.power, "polyak_factor": self.polyak}
 
 
 # All chosen by runs of 1,000 steps with a search, see configs/sweeps/README.md. Twice Polyak's step leads to the minimum along u
@@ -235,9 +233,12 @@ def own_weight(step: Tensor, power: int) -> Tensor:
 
 def form_of(methods: Mapping[str, Method]) -> Form:
     """How an optimizer with these methods averages."""
-    if any(method.keeps_momentum for method in methods.values()):
-        return ALONG_MOMENTUM
-    return ALONG_GRADIENTS._replace(others=min(method.others_share for method in methods.values()))
+    return ALONG_MOMENTUM if any(method.keeps_momentum for method in methods.values()) else ALONG_GRADIENTS
+
+
+def others_share_of(methods: Mapping[str, Method]) -> float:
+    """What of a cap that was found counts beside embeddings, see `Method.others_share`; all of it beside momentum."""
+    return 1.0 if form_of(methods) is ALONG_MOMENTUM else min(method.others_share for method in methods.values())
 
 
 def interpolation_of(averaging: bool | float, default: float = ALONG_GRADIENTS.interpolation) -> bool | float:

@@ -8,7 +8,7 @@ taken between them:
     τ = min(α, p avg[f(y) - f* + <g, z - y>]_+ / avg<g, D^{-1} g>)
     z <- z - τ D^{-1} g,    x <- x + (w / Σ w) (z - x),    w = k^r (largest τ so far)²
 
-As in `model` everything is arithmetic on 0-dim tensors and on vectors with one entry per parameter group, without a
+As in `model` everything is arithmetic on 0-dim tensors and on vectors with an entry per parameter group, or two, without a
 Python branch on a value. Both averages start at 0 and have the weight 1-β, so that their quotient needs no correction.
 """
 
@@ -40,8 +40,8 @@ class AveragedStep(NamedTuple):
     """One step of z along u = D^{-1} g, and of x towards z.
 
     Attributes:
-        factor: τ r_g per group, shape (groups,); 0 on a skipped step.
-        decay: a_g = α_g λ_g per group, shape (groups,); 0 on a skipped step.
+        factor: τ r_g, shaped as `Given.lr`; 0 on a skipped step.
+        decay: a_g = α_g λ_g, likewise; 0 on a skipped step.
         weight: w / Σ w, 0-dim, the weight of the new z in x; 0 on a skipped step.
         accepted: 0-dim bool, False where nothing may be changed.
     """
@@ -53,7 +53,7 @@ class AveragedStep(NamedTuple):
 
 
 class AveragedSums(NamedTuple):
-    """Inner products over all parameters, per group, shape (groups,).
+    """Inner products over all parameters, shaped as `Given.lr`.
 
     Attributes:
         norm_sq: <g_g, u_g>.

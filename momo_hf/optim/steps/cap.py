@@ -1,5 +1,8 @@
 """What a cap that was found allows later: less during a warmup, near the bound of the loss, and for what is beside embeddings."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from momo_hf.optim.record import Group
@@ -58,13 +61,22 @@ def fall(until: Tensor, model: ModelState, settings: Settings) -> Tensor:
     return (gap / until).clamp(max=1).sqrt().nan_to_num(nan=1.0)
 
 
-def share_of_others(groups: list[Group]) -> float:
-    """What of a cap that was found counts for parameters that are no embeddings where iterates are averaged, in a model that
-    has embeddings to learn; else 1.
+def shares(groups: list[Group], state: Mapping[Tensor, Any], others: float) -> list[float]:
+    """What of a cap that was found counts for the `embeddings` of each group, and then for the other parameters of each,
+    where iterates are averaged. A group without embeddings has the second number twice.
 
     Embeddings bear longer steps than the layers beside them, and a ramp in which all take the same steps sees what the
-    whole model bears. Where it is not 1, a vector with an entry per group has two: for the `embeddings` of the groups, and
-    then for the other parameters of each.
+    whole model bears.
+
+    Args:
+        groups: the parameter groups.
+        state: per parameter; embeddings without one have not learnt, as frozen ones.
+        others: what counts beside embeddings that learn.
+
+    Returns:
+        Two numbers a group; none where all of the cap counts for all.
     """
-    head = groups[0]
-    return head["others_share"] if head["averaging"] and any(group.get("embeddings") for group in groups) else 1.0
+    if others == 1 or not groups[0]["averaging"]:
+        return []
+    learn = [any(group["params"][place] in state for place in group.get("embeddings", ())) for group in groups]
+    return [1.0 if own else others for own in learn] + [others] * len(groups) if any(learn) else []

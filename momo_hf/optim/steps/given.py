@@ -14,8 +14,9 @@ class Given(NamedTuple):
         loss: f_k, 0-dim, in the dtype of the scalars.
         clip_factor: κ, 0-dim, at most 1; or None.
         whole_norm: whether κ comes from the norm of all gradients as they are, so that it says whether they are finite.
-        lr: the caps α_g, shape (groups,).
-        weight_decay: λ_g, shape (groups,).
+        lr: the caps α_g, shape (groups,), or with one for the embeddings of each group and one for its other parameters,
+            shape (2 groups,); see `cap.shares`.
+        weight_decay: λ_g, likewise.
         dropped: whether the gradients are known not to be finite.
     """
 

@@ -158,11 +158,11 @@ class Kind(ABC):
             groups: the parameter groups.
             given: what the step is given.
             beginning: from `begin`.
-            sums: shape (len(SUMS), groups).
+            sums: shape (len(SUMS), entries of `Given.lr`).
             beside: the sum of what `beside` gave, 0-dim.
 
         Returns:
-            A NamedTuple with `factor`, the step sizes, shape (groups,) or 0-dim, and `accepted`, 0-dim bool, at least.
+            A NamedTuple with `factor`, the step sizes, shaped as `Given.lr` or 0-dim, and `accepted`, 0-dim bool, at least.
         """
 
     @staticmethod

@@ -62,17 +62,19 @@ class Verdict:
         """What was found, after the last step."""
         return self._values.tolist()[1]
 
-    def tell(self, share: float) -> None:
+    def tell(self, shares: list[float]) -> None:
         """Say once what was seen and what was taken; on the first process. Where all went well it is no warning.
 
         Args:
-            share: what of the cap counts beside embeddings, see `cap.share_of_others`.
+            shares: what of the cap counts for whom, see `cap.shares`.
         """
         if dist.is_initialized() and dist.get_rank() > 0:
             return
         ended, cap, steps = self._values.tolist()
         level, seen = SEEN[ended]
-        beside = "" if share == 1 else f" It is that of embeddings; for all other parameters {share:g} of it counts."
+        beside = (
+            f" This is the cap of embeddings; for all other parameters {shares[-1]:g} of it counts." if shares else ""
+        )
         logger.log(level, seen.format(cap=f"{cap:.2g}", steps=f"{steps:.0f}") + beside)
 
 

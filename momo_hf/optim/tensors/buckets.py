@@ -29,7 +29,7 @@ class Bucket:
     """Parameters of one device, dtype, layout and set of options, from one group or several.
 
     Attributes:
-        column: their entry in vectors that have one per group, or two, see `cap.share_of_others`.
+        column: their entry in vectors that have one per group, or two, see `cap.shares`.
         group: the first one they come from.
         method: their method.
         options: the method's own hyperparameters.
