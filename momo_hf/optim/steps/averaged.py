@@ -140,7 +140,7 @@ class Averaged(Kind):
         else:
             take_in(method, tensors, now, now.inputs_valid, momentum=method.keeps_momentum)
             buffers, momentum, written = buffers_of(method, tensors), tensors.get("exp_avg"), zero
-        vector = grad if momentum is None else corrected(momentum, now.rho)
+        vector = grad if momentum is None else corrected(momentum, now.correction)
         direction = bounded(method.direction(vector, buffers, now.options), how.bound)  # u
         if method.costly:
             tensors["direction"] = direction
@@ -159,7 +159,7 @@ class Averaged(Kind):
             return ()
         direction = tensors.get("direction")
         if direction is None:
-            vector = corrected(tensors["exp_avg"], now.rho) if method.keeps_momentum else tensors["grad"]
+            vector = corrected(tensors["exp_avg"], now.correction) if method.keeps_momentum else tensors["grad"]
             direction = bounded(method.direction(vector, buffers_of(method, tensors), now.options), how.bound)
         y, ahead = tensors["y"], tensors["ahead"]
         pull = y * (how.interpolation * decay) if how.decays and not how.divide else None

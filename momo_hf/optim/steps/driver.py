@@ -118,7 +118,7 @@ def now_of(kind: Kind, bucket: Bucket, beginning: Beginning, finite_known: bool,
     now = Now(
         step=step,
         weight=beginning.weight.to(device, dtype),
-        rho=debias(bucket.beta, step) if corrects and not bare else None,
+        correction=debias(bucket.beta, step).reciprocal() if corrects and not bare else None,
         options=options if bare else options | method.corrections(step, options),
         inputs_valid=beginning.inputs_valid.to(device) if finite_known else None,
     )
@@ -126,7 +126,7 @@ def now_of(kind: Kind, bucket: Bucket, beginning: Beginning, finite_known: bool,
         return now
     before = step - 1
     return now._replace(
-        rho_before=debias(bucket.beta, before) if corrects else None,
+        correction_before=debias(bucket.beta, before).reciprocal() if corrects else None,
         options_before=options | method.corrections(before, options),
     )
 

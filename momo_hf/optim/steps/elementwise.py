@@ -29,9 +29,9 @@ def zero_unless(ok: Tensor, tensor: Tensor) -> Tensor:
     return (tensor.view(bits) * ok.to(bits)).view(tensor.dtype)
 
 
-def corrected(momentum: Tensor, rho: Tensor | None) -> Tensor:
+def corrected(momentum: Tensor, correction: Tensor | None) -> Tensor:
     """d̂ = d/ρ."""
-    return momentum if rho is None else momentum / rho
+    return momentum if correction is None else momentum * correction
 
 
 def bounded(direction: Tensor, bound: float | None) -> Tensor:

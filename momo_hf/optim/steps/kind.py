@@ -43,19 +43,19 @@ class Now(NamedTuple):
     Attributes:
         step: k; parameters that joined a running model have had fewer steps.
         weight: 1-β_k.
-        rho: ρ_k, or None where it is 1.
+        correction: 1/ρ_k, or None where it is 1; in a loop over elements a division takes much longer than a product.
         options: the method's hyperparameters, and what it derives from k.
         inputs_valid: whether loss and gradients are finite, bool; None where nobody knows yet.
-        rho_before: ρ_{k-1}, for kinds that look back, or None.
+        correction_before: 1/ρ_{k-1}, for kinds that look back, or None.
         options_before: the options of step k-1, likewise.
     """
 
     step: Tensor
     weight: Tensor
-    rho: Tensor | None
+    correction: Tensor | None
     options: Options
     inputs_valid: Tensor | None
-    rho_before: Tensor | None = None
+    correction_before: Tensor | None = None
     options_before: Options | None = None
 
 

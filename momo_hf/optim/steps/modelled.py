@@ -59,7 +59,7 @@ class Modelled(Kind):
         else:
             take_in(method, tensors, now, now.inputs_valid)
             size, momentum, buffers = zero, tensors["exp_avg"], buffers_of(method, tensors)
-        direction = method.direction(corrected(momentum, now.rho), buffers, now.options)  # u
+        direction = method.direction(corrected(momentum, now.correction), buffers, now.options)  # u
         if method.costly:
             tensors["direction"] = direction
         return (
@@ -81,7 +81,9 @@ class Modelled(Kind):
         if how.moves:
             direction = tensors.get("direction")
             if direction is None:
-                direction = method.direction(corrected(momentum, now.rho), buffers_of(method, tensors), now.options)
+                direction = method.direction(
+                    corrected(momentum, now.correction), buffers_of(method, tensors), now.options
+                )
             if how.decays and not how.divide:
                 param.mul_(1 - decay)
             param.addcmul_(zero_unless(ok, direction), factor, value=-1)

@@ -78,7 +78,7 @@ class Ramp(Kind):
         grad = tensors["grad"]
         before = tensors.get(LAST)  # u_{k-1}
         if before is None:
-            before = corrected(tensors["exp_avg"], now.rho_before)
+            before = corrected(tensors["exp_avg"], now.correction_before)
             before = method.direction(before, buffers_of(method, tensors), now.options_before or now.options)
         slope = inner_product(grad, before)
         if now.inputs_valid is None:
@@ -86,7 +86,7 @@ class Ramp(Kind):
         else:
             take_in(method, tensors, now, now.inputs_valid)
             momentum, buffers = tensors["exp_avg"], buffers_of(method, tensors)
-        momentum = corrected(momentum, now.rho)
+        momentum = corrected(momentum, now.correction)
         direction = method.direction(momentum, buffers, now.options)  # u_k
         if method.costly:
             tensors["direction"] = direction
@@ -105,7 +105,7 @@ class Ramp(Kind):
         direction = tensors.get("direction")
         if direction is None:
             buffers = {name: averages[name] for name in method.buffers}
-            direction = method.direction(corrected(averages["exp_avg"], now.rho), buffers, now.options)
+            direction = method.direction(corrected(averages["exp_avg"], now.correction), buffers, now.options)
         if LAST in tensors:
             averages[LAST] = torch.where(ok, direction, tensors[LAST])
         param = tensors["param"]
