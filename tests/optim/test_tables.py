@@ -213,6 +213,14 @@ def test_tables_are_what_is_looked_up_and_nothing_else():
     assert marked(optimizer) == [id(tied.bag.weight)]
     assert marked(optimizer, "embeddings") == [id(tied.words.weight), id(tied.bag.weight)]
 
+    few = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 100))  # as the classes of a U-Net
+    optimizer = MomoAdam(few.parameters(), averaging=True)
+    mark_tables(few, optimizer)
+    assert marked(optimizer) == [id(few[0].weight)] and not marked(optimizer, "embeddings")
+    few[1].requires_grad_(False)
+    mark_tables(few, optimizer)
+    assert marked(optimizer, "embeddings") == [id(few[0].weight)]
+
     for other in (Momo, MomoMuon):  # for which it would make no difference
         optimizer = other(tied.parameters(), averaging=True)
         mark_tables(tied, optimizer)
