@@ -118,6 +118,26 @@ def test_beside_embeddings_half_of_the_cap_counts_with_adam_after_a_search(cls, 
     assert ("for all other parameters 0.5 of it counts" in caplog.text) is adam
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_embeddings_have_the_cap_wherever_among_groups_that_are_alike_they_are(frozen):
+    """Groups of the same options share their work: after one without embeddings, or with frozen ones alone, come some that learn."""
+    found = []
+    for grouped in (True, False):
+        _, params, at = problem()
+        first = {"params": params[:2], "embeddings": (0,) if frozen else ()}
+        groups = [first, {"params": params[2:], "embeddings": (1,)}]
+        optimizer = MomoAdam(
+            groups if grouped else [{"params": params, "embeddings": (3,)}], lr="auto", averaging=True
+        )
+        for step in range(90):
+            loss, grads = at(values(params), step)
+            give(params, [None if frozen else grads[0], *grads[1:]])
+            optimizer.step(loss=10 + loss)
+        assert not optimizer.searching
+        found.append(values(params))
+    assert close(found[0], found[1])
+
+
 @pytest.mark.parametrize(
     "cls, lr, averaging", [(MomoAdam, "auto", False), (MomoAdam, 0.02, True), (MomoMuon, "auto", True)]
 )

@@ -128,6 +128,7 @@ def sort_into_buckets(
     layouts, dtensor = iter(layouts), dtensor_type()
     none: dict[str, Tensor] = {}
     first: dict[tuple, int] = {}
+    learns: dict[int, int] = {}  # of the groups that are alike the first one with embeddings that have a state
     own = [method_of(group, methods) for group in param_groups]
     for index, group in enumerate(param_groups):
         alike: Any = tuple(tuple(v) if isinstance(v, list) else v for v in (group[name] for name in options))
@@ -155,7 +156,7 @@ def sort_into_buckets(
                 layout,
                 dtensor and isinstance(p, dtensor),
                 place in tables,
-                place in embeddings,
+                learns.setdefault(alike, index) if place in embeddings else alike + others,
                 grad is not None,
                 start,
                 parts,
@@ -165,7 +166,7 @@ def sort_into_buckets(
                 alike_members = members[key] = []
             alike_members.append((p, grad, entry))
     buckets = []
-    for (index, _, _, layout, sharded, table, embedding, moves, _, parts), rows in members.items():
+    for (index, _, _, layout, sharded, table, column, moves, _, parts), rows in members.items():
         group = param_groups[index]
         method = own[index] if parts is None else gathered(own[index], parts)
         grads = [torch.zeros_like(p) if grad is None else grad for p, grad, _ in rows]
@@ -177,7 +178,6 @@ def sort_into_buckets(
             roles = {role: [local(t) for t in column] for role, column in roles.items()}
         its = {name: group[name] for name in options if name not in SHARED_BY_METHODS}
         joined = rows[0][2].get("start")
-        column = index if embedding else index + others
         buckets.append(Bucket(column, group, method, its, layout, table, moves, joined, roles))
     return buckets
 
