@@ -139,7 +139,8 @@ def loop(kind, steps=50, net=Net, lr=1.0):
     assert not made.searching
     y = weights(model)
     optimizer.eval()
-    return {"y": y, "x": weights(model), "tables": made.param_groups[0].get("tables")}
+    marks = {name: made.param_groups[0].get(name) for name in ("tables", "embeddings")}
+    return {"y": y, "x": weights(model), **marks}
 
 
 def loops(folder):
