@@ -19,6 +19,7 @@ SLOW = (
     "tests/scripts/",
     "tests/integrations/test_interrupted.py",
     "tests/optim/test_compiled.py",
+    "tests/optim/test_direct.py",
     "tests/optim/test_triton",
     "tests/recipes/sweeps/",
     "tests/recipes/yardstick/test_resume.py",

@@ -101,6 +101,20 @@ def test_options_of_another_run_do_not_come_back_from_the_cache():
         assert_same(compiled, run(MomoAdam, options, torch.float64, compile=False), 1e-10)
 
 
+def test_options_that_change_on_the_way_count():
+    ends = []
+    for compile in (False, True):
+        params = parameters(torch.float64)
+        optimizer = MomoAdam(params, lr=1.0, compile=compile, averaging=0.7)
+        for step, betas in enumerate([(0.9, 0.99), (0.9, 0.99), (0.9, 0.5), (0.9, 0.99)]):
+            optimizer.param_groups[0]["betas"] = betas
+            for p in params:
+                p.grad = torch.sin(p.detach() + step)
+            optimizer.step(loss=300.0 + step)
+        ends.append(params)
+    torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("cls", [Momo, MomoAdam])
 def test_autograd_sees_a_step(cls, compile):

@@ -2,14 +2,13 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from momo_hf.compat import compile_options
+from momo_hf.optim.kernels.direct import Direct
 from momo_hf.optim.kernels.plain import Plain
 from momo_hf.optim.method import Method
 from momo_hf.optim.steps.kind import Access, How, Kind, Now, Tensors
@@ -21,8 +20,8 @@ from momo_hf.optim.tensors.gathered import Gathered
 
 # Tensors in one call of a compiled function; only this number and 1 occur, so that it is compiled twice and not more.
 BATCH = 8
-# Elements that are worth a call, which costs a tenth of a millisecond on a CPU, where another set is nearly as fast.
-WORTH = 1 << 20
+# Elements that are worth a call, which costs some tens of microseconds on a CPU, where another set is nearly as fast.
+WORTH = 1 << 18
 # Elements of a row. A loop over whole rows has no remainder, in numbers of elements that the compiler does not know.
 ROW = 16
 
@@ -86,26 +85,33 @@ class Compiled(Plain):
         return batches
 
     def first(self) -> Tensor:
-        access = self.kind.first_access(self.method, self.how)
-        return torch.stack([self._call(batch, access, True, ()) for batch in self.batches]).sum(0)
+        return self._pass(self.kind.first_access(self.method, self.how), True, ())
 
     def second(self, numbers: tuple[Tensor, ...]) -> Tensor:
-        access = self.kind.second_access(self.method, self.how)
-        left = [self._call(batch, access, False, numbers) for batch in self.batches]
+        left = self._pass(self.kind.second_access(self.method, self.how), False, numbers)
         torch.autograd.graph.increment_version(self.bucket.roles["param"])
-        return torch.stack(left).sum(0)
+        return left
 
-    def _call(self, batch: Batch, access: Access, first: bool, numbers: tuple[Tensor, ...]) -> Tensor:
-        """One pass over a batch; what a costly method keeps stays among its tensors."""
-        function = compiled(self.kind, self.method, self.how, len(batch.tensors), first)
-        roles = dict.fromkeys((*access.reads, *access.writes, "direction"))
-        given = [{role: tensors[role] for role in roles if role in tensors} for tensors in batch.tensors]
-        found, directions = function(given, self.now, numbers)
-        for tensors, direction in zip(batch.tensors, directions):
-            tensors["direction"] = direction
-        if batch.stack is not None:
-            batch.stack.write_all(batch.tensors[0], access.writes)
-        return found
+    def _pass(self, access: Access, first: bool, numbers: tuple[Tensor, ...]) -> Tensor:
+        """One pass over all batches; what a costly method keeps stays among their tensors."""
+        constants, scalars = parted(self.now)
+        # Stacks have several sizes, and a direction may be one of the arguments.
+        plain = self.bucket.device.type == "cpu" and not self.method.whole and not self.method.costly
+        found = []
+        for batch in self.batches:
+            roles = [role for role in (*access.reads, *access.writes, "direction") if role in batch.tensors[0]]
+            given = [{role: tensors[role] for role in roles} for tensors in batch.tensors]
+            tensors = [tensor for own in given for tensor in own.values()] + scalars + [*numbers]
+            function = compiled(self.kind, self.method, self.how, len(given), first)
+            key = constants, *(t.dtype for t in tensors)
+            size = len(tensors[0]) if plain else None
+            sums, *directions = function(key, size, tensors, given, self.now, numbers)
+            for own, direction in zip(batch.tensors, directions):
+                own["direction"] = direction
+            if batch.stack is not None:
+                batch.stack.write_all(batch.tensors[0], access.writes)
+            found.append(sums)
+        return torch.stack(found).sum(0)
 
 
 class CompiledRest(Compiled):
@@ -123,12 +129,20 @@ def in_calls(numel: int, count: int, worth: int) -> int:
     return count if numel >= worth else count - count % BATCH
 
 
+def parted(now: Now) -> tuple[str, list[Tensor]]:
+    """What is constant to the compiler in the numbers of a step, in words, and the tensors among them."""
+    named = {**now._asdict(), **now.options, **{f"{name} before": v for name, v in (now.options_before or {}).items()}}
+    del named["options"], named["options_before"]
+    constants = {name: None if isinstance(value, Tensor) else repr(value) for name, value in named.items()}
+    return str(constants), [value for value in named.values() if isinstance(value, Tensor)]
+
+
 @functools.cache
-def compiled(kind: type[Kind], method: Method, how: How, count: int, first: bool) -> Callable[..., Any]:
+def compiled(kind: type[Kind], method: Method, how: How, count: int, first: bool) -> Direct:
     """A pass over `count` tensors of one size, whichever it is; compiled once for each kind, method and way to do it."""
     access = kind.first_access(method, how) if first else kind.second_access(method, how)
 
-    def run(batch: list[Tensors], now: Now, numbers: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+    def run(batch: list[Tensors], now: Now, numbers: tuple[Tensor, ...]) -> list[Tensor]:
         rows, directions = [], []
         for tensors in batch:
             # To the compiler the elements of a row are a constant from here on; the number of rows is not.
@@ -146,14 +160,11 @@ def compiled(kind: type[Kind], method: Method, how: How, count: int, first: bool
             for role in access.writes:
                 if wide[role] is not tensors[role]:
                     tensors[role].copy_(wide[role])
-        return torch.stack(rows).sum(0), directions
+        return [torch.stack(rows).sum(0), *directions]
 
-    # With sizes, the compiler would also take floats for variable, and torch 2.13 may then find a graph in its cache on
-    # disk that has the betas of another run in it.
-    constant_floats = torch._dynamo.config.patch(specialize_float=True)
     options: dict[str, Any] | None = None
     if not first or how.finite_known:
         # Otherwise the compiler computes what is written a second time, in a loop of its own, for the sums over it, and
         # leaves out that a parameter rounds.
         options = {"realize_reads_threshold": 1, "emulate_precision_casts": True}
-    return constant_floats(torch.compile(run, dynamic=True, options=options, **compile_options()))
+    return Direct(run, options)
