@@ -129,7 +129,7 @@ def test_other_types_and_tensors_that_are_not_aligned_compile(device: Device, la
 )
 def test_nobody_knows_whether_the_gradients_are_finite(device: Device, launches, kind, first, second, monkeypatch):
     """As where other processes hold parts of them."""
-    monkeypatch.setattr(driver, "known_norm", lambda *given: None)
+    monkeypatch.setattr(driver, "is_known", lambda *given: False)
     stepper(MomoAdam, device.parameters(SHAPES), clipped=False, **KINDS[kind][0])
     codes = [machine_code(*made, 90) for made in launches if "aligned" in made[2]]
     found = [(elements(code, "ld") / BLOCK, elements(code, "st") / BLOCK) for code in codes]
@@ -142,7 +142,7 @@ def test_matrices_of_muon(device: Device, launches, kind, known, monkeypatch):
     """X_0 and u are in bfloat16; the passes have read and written all else as they do for Momo, and the momentum too."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **given: True)
     if not known:
-        monkeypatch.setattr(driver, "known_norm", lambda *given: None)
+        monkeypatch.setattr(driver, "is_known", lambda *given: False)
     groups = [{"params": device.parameters([(64, 40), (32, 32), (3, 3)]), "method": "muon", "weight_decay": 0.1}]
     stepper(MomoMuon, groups, known, **KINDS[kind][0])
     found: dict[str, list[float]] = {}

@@ -150,7 +150,7 @@ def test_what_the_generated_code_reads_and_writes(cls, known, options, first, se
     if known:
         optimizer.loss_source = lambda *given: (torch.tensor(1.0), torch.tensor(0.5), True)
     else:
-        monkeypatch.setattr("momo_hf.optim.steps.driver.known_norm", lambda *args: None)
+        monkeypatch.setattr("momo_hf.optim.steps.driver.is_known", lambda *args: False)
     step = optimizer.step if known else lambda: optimizer.step(loss=1.0)
     torch.compiler.reset()
     with (

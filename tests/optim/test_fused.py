@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from momo_hf.optim import MomoAdam
+from momo_hf.optim.tensors.chunks import in_one_order
 from tests.optim.problem import leave_out_fused
 
 
@@ -26,7 +27,7 @@ def steps(options, gradients, size=40):
 @pytest.mark.parametrize("kept", [0, 50, 100])
 def test_directions_that_are_not_kept_are_made_again(options, kept, monkeypatch):
     gradients = [torch.sin(torch.arange(40.0) + k) for k in range(6)]
-    monkeypatch.setattr("momo_hf.optim.kernels.fused.ALONE", 1)
+    monkeypatch.setattr("momo_hf.optim.kernels.lists.TOGETHER", 1)
     monkeypatch.setattr("momo_hf.optim.kernels.memory.KEPT", kept)
     found = steps(options, gradients)
     leave_out_fused(monkeypatch)
@@ -43,3 +44,42 @@ def test_a_direction_that_is_no_number_does_not_stay(options, monkeypatch):
     leave_out_fused(monkeypatch)
     for ours, plain in zip(found, steps({**options, "eps": 0.0}, gradients), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("grads", ["channels last", "contiguous"])
+def test_convolutions_with_their_channels_last_are_not_copied(options, grads, monkeypatch):
+    """They take the same steps, in place, also where their gradients lie otherwise."""
+    ends, params = [], []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        value = torch.linspace(-1, 1, 120).view(5, 4, 3, 2)
+        params = [nn.Parameter(value.to(memory_format=memory_format)), nn.Parameter(torch.ones(4))]
+        optimizer = MomoAdam(params, **{"lr": 0.1, **options})
+        for number in range(6):
+            for p in params:
+                p.grad = torch.sin(p.detach() + number)
+                p.grad = p.grad.contiguous() if grads == "contiguous" else p.grad
+            optimizer.step(loss=5.0 - number / 10)
+        ends.append([*params, *(value for p in params for value in optimizer.state[p].values())])
+    for plain, last in zip(*ends, strict=True):
+        torch.testing.assert_close(last, plain, rtol=1e-5, atol=1e-6)
+    assert params[0].is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr("momo_hf.optim.kernels.plain.Plain.first", None)  # a call would raise
+    optimizer.step(loss=1.0)
+
+
+def test_what_can_be_read_as_flat_memory():
+    plain, last = torch.zeros(5, 4, 3, 2), torch.zeros(5, 4, 3, 2).to(memory_format=torch.channels_last)
+    volume = torch.zeros(2, 3, 4, 5, 6).to(memory_format=torch.channels_last_3d)
+    matrix = torch.zeros(4, 5)
+    for together in ([plain, plain], [last, last.clone()], [volume, volume.clone()], [matrix], [torch.zeros(())]):
+        assert in_one_order(together)
+    for apart in (
+        [plain, last],
+        [last, plain],
+        [matrix.T, matrix.T],
+        [matrix[:, ::2]],
+        [plain[:, ::2]],
+        [last[:, :2]],
+    ):
+        assert not in_one_order(apart)

@@ -165,7 +165,7 @@ def used(cls, numel=1 << 20, **options):
     original = table.assign
     with pytest.MonkeyPatch.context() as patch:
         # Nothing is done with them, so that nothing is compiled.
-        patch.setattr("momo_hf.optim.steps.driver.assign", lambda *args: found.extend(original(*args)) or [])
+        patch.setattr("momo_hf.optim.steps.plan.assign", lambda *args: found.extend(original(*args)) or [])
         optimizer.step(loss=1.0)
     return [kernel_set for kernel_set, _ in found]
 

@@ -69,20 +69,13 @@ class Compiled(Plain):
 
     @cached_property
     def batches(self) -> list[Batch]:
-        """A call costs tens of microseconds; tensors of one size, as layers have them, share it."""
+        """The tensors of every call."""
         if self.method.whole:
             return [Batch([piece.read_all(piece.roles)], piece) for piece in self.pieces]
-        by_size: dict[int, list[Tensors]] = {}
-        for row in zip(*self.bucket.roles.values()):
-            # `data` drops the note which tensor it is a view of; the compiler would compile anew for each kind of view.
-            rows = [t.view(-1, ROW).data for t in row]
-            by_size.setdefault(row[0].numel(), []).append(dict(zip(self.bucket.roles, rows)))
-        batches = []
-        for alike in by_size.values():
-            full = len(alike) - len(alike) % BATCH
-            batches += [Batch(alike[i : i + BATCH]) for i in range(0, full, BATCH)]
-            batches += [Batch([one]) for one in alike[full:]]
-        return batches
+        grads = [as_rows(grad) for grad in self.bucket.roles["grad"]]
+        return [
+            Batch([{**roles, "grad": grads[i]} for i, roles in together]) for together in self.bucket.made(batches_of)
+        ]
 
     def first(self) -> Tensor:
         return self._pass(self.kind.first_access(self.method, self.how), True, ())
@@ -94,16 +87,17 @@ class Compiled(Plain):
 
     def _pass(self, access: Access, first: bool, numbers: tuple[Tensor, ...]) -> Tensor:
         """One pass over all batches; what a costly method keeps stays among their tensors."""
-        constants, scalars = parted(self.now)
+        constants, scalars = self.parted
+        there = self.batches[0].tensors[0]
+        roles = [role for role in dict.fromkeys((*access.reads, *access.writes, "direction")) if role in there]
         # Stacks have several sizes, and a direction may be one of the arguments.
         plain = self.bucket.device.type == "cpu" and not self.method.whole and not self.method.costly
         found = []
         for batch in self.batches:
-            roles = [role for role in (*access.reads, *access.writes, "direction") if role in batch.tensors[0]]
-            given = [{role: tensors[role] for role in roles} for tensors in batch.tensors]
-            tensors = [tensor for own in given for tensor in own.values()] + scalars + [*numbers]
-            function = compiled(self.kind, self.method, self.how, len(given), first)
+            tensors = [own[role] for own in batch.tensors for role in roles] + scalars + [*numbers]
             key = constants, *(t.dtype for t in tensors)
+            function = compiled(self.kind, self.method, self.how, len(batch.tensors), first)
+            given = [{role: own[role] for role in roles} for own in batch.tensors]
             size = len(tensors[0]) if plain else None
             sums, *directions = function(key, size, tensors, given, self.now, numbers)
             for own, direction in zip(batch.tensors, directions):
@@ -112,6 +106,15 @@ class Compiled(Plain):
                 batch.stack.write_all(batch.tensors[0], access.writes)
             found.append(sums)
         return torch.stack(found).sum(0)
+
+    @cached_property
+    def parted(self) -> tuple[str, list[Tensor]]:
+        """What is constant to the compiler in the numbers of the step, in words, and the tensors among them."""
+        now, before = self.now, self.now.options_before or {}
+        named = {**now._asdict(), **now.options, **{f"{name} before": value for name, value in before.items()}}
+        del named["options"], named["options_before"]
+        constants = {name: None if isinstance(value, Tensor) else repr(value) for name, value in named.items()}
+        return str(constants), [value for value in named.values() if isinstance(value, Tensor)]
 
 
 class CompiledRest(Compiled):
@@ -122,19 +125,32 @@ class CompiledRest(Compiled):
         return chunks.PACKED
 
 
+def batches_of(bucket: Bucket) -> list[list[tuple[int, Tensors]]]:
+    """What shares a call, because that costs tens of microseconds: tensors of one size, as layers have them; of each its place in
+    the bucket and its rows by roles, without gradients.
+    """
+    roles = {role: map(as_rows, tensors) for role, tensors in bucket.roles.items() if role != "grad"}
+    by_size: dict[int, list[tuple[int, Tensors]]] = {}
+    for i, row in enumerate(zip(*roles.values())):
+        by_size.setdefault(row[0].numel(), []).append((i, dict(zip(roles, row))))
+    batches = []
+    for alike in by_size.values():
+        full = len(alike) - len(alike) % BATCH
+        batches += [alike[i : i + BATCH] for i in range(0, full, BATCH)]
+        batches += [[one] for one in alike[full:]]
+    return batches
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """The tensor as the compiler sees it; `data` drops the note which one it is a view of, or it would compile for each kind of view."""
+    return tensor.reshape(-1, ROW).data
+
+
 def in_calls(numel: int, count: int, worth: int) -> int:
     """How many of `count` tensors of one size are worth calls: all, or those that fill batches."""
     if numel % ROW or numel * BATCH < worth:
         return 0
     return count if numel >= worth else count - count % BATCH
-
-
-def parted(now: Now) -> tuple[str, list[Tensor]]:
-    """What is constant to the compiler in the numbers of a step, in words, and the tensors among them."""
-    named = {**now._asdict(), **now.options, **{f"{name} before": v for name, v in (now.options_before or {}).items()}}
-    del named["options"], named["options_before"]
-    constants = {name: None if isinstance(value, Tensor) else repr(value) for name, value in named.items()}
-    return str(constants), [value for value in named.values() if isinstance(value, Tensor)]
 
 
 @functools.cache

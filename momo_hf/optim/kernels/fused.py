@@ -1,33 +1,29 @@
-"""What the sets on torch's fused kernels of SGD and Adam share, on a CPU: pieces that stay in the cache between the calls
-of a pass, and the kernels as the steps of MoMo use them.
+"""What the sets on torch's fused kernels of SGD and Adam share, on a CPU: lists of tensors that stay in the cache between the
+calls of a pass, and the kernels as the steps of MoMo use them.
 
 On a CPU a look at a number costs nothing, so that a step that is to be dropped is seen here, and not in the kernels.
 """
 
 import math
+from collections.abc import Iterable
 from functools import cached_property
+from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from momo_hf.optim.kernels.memory import Memory
-from momo_hf.optim.kernels.plain import Plain
-from momo_hf.optim.steps.kind import Tensors
-from momo_hf.optim.tensors import chunks
+from momo_hf.optim.kernels.contract import Kernels
+from momo_hf.optim.kernels.lists import ByRole, clamp, divided, inner, memory, size_of, views
 from momo_hf.optim.tensors.buckets import Bucket
-from momo_hf.optim.tensors.chunks import Piece, pieces
+from momo_hf.optim.tensors.chunks import in_one_order
 
 
 # The largest β2 below 1. Adam's kernel with this β2 does not change v by a bit: what g² adds to it rounds away.
 ALMOST_1 = 1 - 2**-53
-# From this size on the calls for a tensor of its own cost less than its copies into packs and back.
-ALONE = 1 << 12
-# What stands in it is finite, because Adam's kernel clears it by a product with 0.
-memory = Memory()
 
 
-class Fused(Plain):
+class Fused(Kernels):
     """Base of the sets: which tensors they take, and how these are divided.
 
     Attributes:
@@ -42,12 +38,35 @@ class Fused(Plain):
     @classmethod
     def take(cls, bucket: Bucket, finite_known: bool) -> tuple[Bucket, Bucket]:
         fits = finite_known and bucket.moves and bucket.device.type == "cpu"
-        return (bucket, bucket.empty) if fits and bucket.dtype == torch.float32 else (bucket.empty, bucket)
+        if not fits or bucket.dtype != torch.float32:
+            return bucket.empty, bucket
+        place = list(bucket.roles).index("grad")  # a gradient may be copied
+        return bucket.split(lambda row: in_one_order(row[:place] + row[place + 1 :]))
 
     @cached_property
-    def pieces(self) -> list[Piece]:
-        bucket, size = self.bucket, 2 * chunks.CPU_PIECE
-        return list(pieces(bucket.roles, bucket.dtype, bucket.group["foreach"] is not False, min(ALONE, size), size))
+    def pieces(self) -> list[ByRole]:
+        """The lists of every piece, by roles."""
+        division, pieces, _ = self.bucket.made(divided)
+        grads = division.of(self.bucket.roles["grad"], self.bucket.roles["param"])
+        return [{**own, "grad": grad} for own, grad in zip(pieces, grads)]
+
+    @cached_property
+    def directions(self) -> list[list[Tensor] | None]:
+        """What the first pass keeps of u, by pieces."""
+        return [None] * len(self.pieces)
+
+    def read(self, piece: ByRole, roles: Iterable[str]) -> ByRole:
+        """Some roles of a piece, in the dtype to compute in."""
+        if self.bucket.made(divided).wide:
+            return piece.copy()
+        return {role: [t.to(self.bucket.dtype) for t in piece[role]] for role in roles}
+
+    def write(self, piece: ByRole, roles: Iterable[str], tensors: ByRole) -> None:
+        """Put back what was read, or what has taken its place."""
+        for role in () if self.bucket.made(divided).wide else roles:
+            for held, new in zip(piece[role], tensors[role]):
+                if held is not new:
+                    held.copy_(new)
 
     @cached_property
     def rho(self) -> float:
@@ -61,34 +80,52 @@ class Fused(Plain):
             return 1.0
         return -math.expm1(step * math.log(beta)) if beta and step else float(step > 0)
 
-    @cached_property
-    def zero(self) -> Tensor:
-        return torch.zeros_like(self.now.weight)
-
     def first(self) -> Tensor:
         if not self.now.inputs_valid:
             return self.now.weight.new_full((len(self.kind.SUMS),), math.nan)
-        sums = super().first()
-        if not sums.isfinite().all():
+        access = self.kind.first_access(self.method, self.how)
+        found = [0.0] * len(self.kind.SUMS)
+        for i, piece in enumerate(self.pieces):
+            tensors = self.read(piece, access.reads)
+            found = [*map(add, found, self.first_of(tensors))]
+            self.directions[i] = tensors.get("direction")
+            self.write(piece, access.writes, tensors)
+        if not all(map(math.isfinite, found)):
             memory.clear()
-        return sums
+        return self.now.weight.new_tensor(found)
 
     def second(self, numbers: tuple[Any, ...]) -> Tensor:
-        left = super().second(tuple(number.item() for number in numbers))
+        access = self.kind.second_access(self.method, self.how)
+        numbers = tuple(number.item() for number in numbers)
+        left = [0.0] * len(self.kind.LEFT)
+        for piece, direction in zip(self.pieces, self.directions):
+            tensors = self.read(piece, access.reads)
+            if direction is not None:
+                tensors["direction"] = direction
+            left = [*map(add, left, self.second_of(tensors, numbers))]
+            self.write(piece, access.writes, tensors)
         torch.autograd.graph.increment_version(self.bucket.roles["param"])  # a fused kernel does not
-        return left
+        return self.now.weight.new_tensor(left)
+
+    def first_of(self, tensors: ByRole) -> tuple[float, ...]:
+        """The first pass over a piece, see `Kind`."""
+        raise NotImplementedError
+
+    def second_of(self, tensors: ByRole, numbers: tuple[Any, ...]) -> tuple[float, ...]:
+        """The second pass over a piece, likewise."""
+        raise NotImplementedError
 
     # ---- What the method's kernel does ----
 
-    def absorb(self, tensors: Tensors) -> Tensor:
+    def absorb(self, tensors: ByRole) -> float:
         """Take the gradient into momentum and buffers; <vector, u>, with u = direction(vector / ρ)."""
         raise NotImplementedError
 
-    def kept(self, tensors: Tensors) -> Tensor | None:
+    def kept(self, tensors: ByRole) -> list[Tensor] | None:
         """ρ u, or rather u where the kernel corrects the vector, in the second pass; None where it is to be made again."""
         raise NotImplementedError
 
-    def move(self, tensors: Tensors, target: str, factor: float) -> None:
+    def move(self, tensors: ByRole, target: str, factor: float) -> None:
         """x <- x - factor u for a role; averages and buffers stay."""
         raise NotImplementedError
 
@@ -96,17 +133,17 @@ class Fused(Plain):
 class FusedMomentum(Fused):
     """By SGD's kernel, which with a decay of -1 and a lr of -(1-β) is an average: d + (1-β) (g - d)."""
 
-    def absorb(self, tensors: Tensors) -> Tensor:
+    def absorb(self, tensors: ByRole) -> float:
         vector = tensors[self.vector]
         if self.vector == "exp_avg":
             sgd(vector, tensors["grad"], [], lr=-float(self.now.weight), weight_decay=-1.0)
-        return torch.dot(vector, vector) / self.rho
+        return inner(vector, vector) / self.rho
 
-    def kept(self, tensors: Tensors) -> Tensor:
+    def kept(self, tensors: ByRole) -> list[Tensor]:
         return tensors[self.vector]
 
-    def move(self, tensors: Tensors, target: str, factor: float) -> None:
-        tensors[target].add_(tensors[self.vector], alpha=-factor / self.rho)
+    def move(self, tensors: ByRole, target: str, factor: float) -> None:
+        torch._foreach_add_(tensors[target], tensors[self.vector], alpha=-factor / self.rho)
 
 
 class FusedAdam(Fused):
@@ -128,45 +165,46 @@ class FusedAdam(Fused):
     @cached_property
     def room(self) -> Tensor:
         """Where u is kept, of as many pieces as there is room for."""
-        return memory.keep(self, sum(piece.numel for piece in self.pieces))
+        return memory.keep(self, size_of(self.bucket.roles["param"]))
 
-    def absorb(self, tensors: Tensors) -> Tensor:
+    def absorb(self, tensors: ByRole) -> float:
         vector, (beta1, beta2) = tensors[self.vector], self.bucket.options["betas"]
-        end = self._filled + vector.numel()
+        end = self._filled + size_of(vector)
         if end <= self.room.numel():
-            u = tensors["direction"] = self.room[self._filled : end]
+            u = tensors["direction"] = views(self.room[self._filled : end], vector)
             self._filled = end
         else:
-            u = memory.spare(vector.numel())
+            u = views(memory.room("spare", size_of(vector)), vector)
         averaged = self.vector == "exp_avg"
-        momentum = vector if averaged else memory.scratch(vector.numel())
+        momentum = vector if averaged else views(memory.room("unread", size_of(vector)), vector)
         betas = (beta1 if averaged else 0.0, beta2)
         self.adam(u, tensors["grad"], momentum, tensors, -1.0, betas, self.now.step, decay=-1.0)
         if self.bound is not None:
-            u.clamp_(-self.bound, self.bound)
-        return torch.dot(vector, u)
+            clamp(u, self.bound)
+        return inner(vector, u)
 
-    def kept(self, tensors: Tensors) -> Tensor | None:
+    def kept(self, tensors: ByRole) -> list[Tensor] | None:
         return tensors.get("direction")
 
-    def move(self, tensors: Tensors, target: str, factor: float) -> None:
+    def move(self, tensors: ByRole, target: str, factor: float) -> None:
         u, bound = self.kept(tensors), self.bound
         if u is None and bound is not None:
-            u = memory.spare(tensors[target].numel())
+            u = views(memory.room("spare", size_of(tensors[target])), tensors[target])
             self.apply(tensors, u, self.vector, -1.0, self.now.step, decay=-1.0)
-            u.div_(self.rho).clamp_(-bound, bound)
+            torch._foreach_div_(u, self.rho)
+            clamp(u, bound)
         if u is None:
             self.apply(tensors, tensors[target], self.vector, factor / self.rho, self.now.step)
         else:
-            tensors[target].add_(u, alpha=-factor)
+            torch._foreach_add_(tensors[target], u, alpha=-factor)
 
     def apply(
-        self, tensors: Tensors, target: Tensor, vector: str, factor: float, step: Tensor, decay: float = 0.0
+        self, tensors: ByRole, target: list[Tensor], vector: str, factor: float, step: Tensor, decay: float = 0.0
     ) -> None:
         """x <- (1 - factor decay) x - factor D^{-1} vector, with the v that there is and its correction at a step."""
         momentum = tensors[vector]  # the average of a vector and itself is the vector
         if vector == "grad":
-            momentum = memory.scratch(momentum.numel())
+            momentum = views(memory.room("unread", size_of(momentum)), momentum)
         # The number of steps after which 1 - ALMOST_1^k is the correction of v.
         beta2 = self.bucket.options["betas"][1]
         steps = step * (-math.log(beta2) * 2**53 if beta2 else math.inf)
@@ -174,10 +212,10 @@ class FusedAdam(Fused):
 
     def adam(
         self,
-        param: Tensor,
-        grad: Tensor,
-        momentum: Tensor,
-        tensors: Tensors,
+        params: list[Tensor],
+        grads: list[Tensor],
+        momenta: list[Tensor],
+        tensors: ByRole,
         lr: float,
         betas: tuple[float, float],
         step: Tensor,
@@ -185,12 +223,12 @@ class FusedAdam(Fused):
     ) -> None:
         """Torch's fused kernel of AdamW, in place."""
         torch._fused_adamw_(
-            [param],
-            [grad],
-            [momentum],
-            [tensors["exp_avg_sq"]],
+            params,
+            grads,
+            momenta,
+            tensors["exp_avg_sq"],
             [],
-            [step],
+            [step] * len(params),
             lr=lr,
             beta1=betas[0],
             beta2=betas[1],
@@ -202,8 +240,8 @@ class FusedAdam(Fused):
 
 
 def sgd(
-    param: Tensor,
-    grad: Tensor,
+    params: list[Tensor],
+    grads: list[Tensor],
     averages: list[Tensor],
     lr: float,
     weight_decay: float = 0.0,
@@ -212,8 +250,8 @@ def sgd(
 ) -> None:
     """Torch's fused kernel of SGD, in place."""
     torch._fused_sgd_(
-        [param],
-        [grad],
+        params,
+        grads,
         averages,
         weight_decay=weight_decay,
         momentum=momentum,

@@ -3,30 +3,33 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from momo_hf.optim.kernels.fused import Fused, FusedAdam, FusedMomentum, memory, sgd
-from momo_hf.optim.steps.kind import Tensors
-from momo_hf.optim.steps.modelled import left_by
+from momo_hf.optim.kernels.fused import Fused, FusedAdam, FusedMomentum, sgd
+from momo_hf.optim.kernels.lists import ByRole, inner, memory, size_of, views
+from momo_hf.optim.steps.modelled import as_stored
 
 
 class FusedModelled(Fused):
     """The step of `Modelled`."""
 
-    def first_of(self, tensors: Tensors) -> tuple[Tensor, ...]:
+    def first_of(self, tensors: ByRole) -> tuple[float, ...]:
         norm = self.absorb(tensors)
-        overlap = torch.dot(tensors["exp_avg"], tensors["param"]) if self.how.decays else self.zero
-        return norm, overlap, self.zero
+        overlap = inner(tensors["exp_avg"], tensors["param"]) if self.how.decays else 0.0
+        return norm, overlap, 0.0
 
-    def second_of(self, tensors: Tensors, numbers: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        (factor, decay, ok), param = numbers, tensors["param"]
+    def second_of(self, tensors: ByRole, numbers: tuple[Any, ...]) -> tuple[float, ...]:
+        (factor, decay, ok), params = numbers, tensors["param"]
         if ok:
             if self.how.decays and not self.how.divide:
-                param.mul_(1 - decay)
+                torch._foreach_mul_(params, 1 - decay)
             self.move(tensors, "param", factor)
             if self.how.decays and self.how.divide:
-                param.div_(1 + decay)
-        return left_by(tensors["exp_avg"], param, self.how, self.zero)
+                torch._foreach_div_(params, 1 + decay)
+        if self.how.stored == self.bucket.dtype:
+            return inner(tensors["exp_avg"], params), 0.0
+        rounded = [as_stored(param, self.how) for param in params]
+        lost = [*torch._foreach_sub(rounded, params)]
+        return inner(tensors["exp_avg"], rounded), inner(tensors["exp_avg"], lost)
 
 
 class FusedAveraged(Fused):
@@ -39,29 +42,30 @@ class FusedAveraged(Fused):
     def bound(self) -> float | None:  # type: ignore[override]
         return self.how.bound
 
-    def first_of(self, tensors: Tensors) -> tuple[Tensor, ...]:
+    def first_of(self, tensors: ByRole) -> tuple[float, ...]:
         grad, shrinks = tensors["grad"], self.how.decays and self.how.divide
-        norm, step = self.absorb(tensors), torch.dot(grad, tensors["ahead"])
-        return norm, step, torch.dot(grad, tensors["y"]) + step if shrinks else self.zero, self.zero
+        norm, step = self.absorb(tensors), inner(grad, tensors["ahead"])
+        return norm, step, inner(grad, tensors["y"]) + step if shrinks else 0.0, 0.0
 
-    def second_of(self, tensors: Tensors, numbers: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    def second_of(self, tensors: ByRole, numbers: tuple[Any, ...]) -> tuple[float, ...]:
         to_x, reach, decay, to_y, kept, ok = numbers
         ahead, y, pull = tensors["ahead"], tensors["y"], self.how.interpolation * decay
         u = self.kept(tensors)
         if ok and u is not None and kept and not self.how.decays:
             # As below, in other words: z - y <- kept (z - y) - kept reach u, and y from what it is then.
-            sgd(y, u, [ahead], lr=-(to_x + to_y) / kept, momentum=kept, dampening=1 + kept * reach)
-            y.add_(u, alpha=to_x * reach)
+            sgd(y, u, ahead, lr=-(to_x + to_y) / kept, momentum=kept, dampening=1 + kept * reach)
+            torch._foreach_add_(y, u, alpha=to_x * reach)
         elif ok:
-            pulls = y * pull if self.how.decays and not self.how.divide else None
-            y.add_(ahead, alpha=to_x)  # x
+            pulls = torch._foreach_mul(y, pull) if self.how.decays and not self.how.divide else None
+            torch._foreach_add_(y, ahead, alpha=to_x)  # x
             self.move(tensors, "ahead", reach)
             if pulls is not None:
-                ahead.sub_(pulls)
+                torch._foreach_sub_(ahead, pulls)
             elif self.how.decays:
-                ahead.add_(y, alpha=-pull).div_(1 + decay)
-            y.add_(ahead, alpha=to_y)
-            ahead.mul_(kept)
+                torch._foreach_add_(ahead, y, alpha=-pull)
+                torch._foreach_div_(ahead, 1 + decay)
+            torch._foreach_add_(y, ahead, alpha=to_y)
+            torch._foreach_mul_(ahead, kept)
         if self.bucket.stored != self.bucket.dtype:
             tensors["param"] = y
         return ()
@@ -86,26 +90,26 @@ class FusedAdamAveraged(FusedAdam, FusedAveraged):
 class FusedAdamRamp(FusedAdam):
     """A step of the ramp of MoMo-Adam."""
 
-    def first_of(self, tensors: Tensors) -> tuple[Tensor, ...]:
+    def first_of(self, tensors: ByRole) -> tuple[float, ...]:
         grad, step = tensors["grad"], self.now.step
-        before = memory.scratch(grad.numel())
+        before = views(memory.room("unread", size_of(grad)), grad)
         if step > 1:
             self.apply(tensors, before, "exp_avg", -1.0, step - 1, decay=-1.0)  # ρ_{k-1} u_{k-1}
         norm = self.absorb(tensors) / self.rho
         # Here, because Adam's kernel waits less for a gradient from memory than an inner product does.
-        slope = torch.dot(grad, before) / self.rho_at(float(step) - 1) if step > 1 else self.zero
-        scaled = memory.spare(grad.numel())
+        slope = inner(grad, before) / self.rho_at(float(step) - 1) if step > 1 else 0.0
+        scaled = views(memory.room("spare", size_of(grad)), grad)
         self.apply(tensors, scaled, "grad", -1.0, step, decay=-1.0)  # D^{-1} g
-        return slope, norm, torch.dot(grad, scaled)
+        return slope, norm, inner(grad, scaled)
 
-    def second_of(self, tensors: Tensors, numbers: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        (size, ok, back, begins), param, origin = numbers, tensors["param"], tensors["origin"]
+    def second_of(self, tensors: ByRole, numbers: tuple[Any, ...]) -> tuple[float, ...]:
+        (size, ok, back, begins), params, origins = numbers, tensors["param"], tensors["origin"]
         if begins:
-            origin.copy_(param)
+            torch._foreach_copy_(origins, params)
         if back:
-            param.copy_(origin)
+            torch._foreach_copy_(params, origins)
             for name in ("exp_avg", *self.method.buffers):
-                tensors[name].zero_()
+                torch._foreach_zero_(tensors[name])
         if ok:
             self.move(tensors, "param", size)
         return ()

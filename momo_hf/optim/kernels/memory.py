@@ -24,7 +24,7 @@ class Memory(threading.local):
 
     def clear(self) -> None:
         """Forget it all."""
-        self._kept = self._spare = self._scratch = torch.zeros(0)
+        self._rooms: dict[str, Tensor] = {}
         self._used = 0
         self._users: WeakSet[Kernels] = WeakSet()
 
@@ -33,20 +33,11 @@ class Memory(threading.local):
         begin = self._used if self._users else 0
         self._used = end = min(begin + size, KEPT)
         self._users.add(user)
-        self._kept = room(self._kept, end)
-        return self._kept[begin:end]
+        return self.room("kept", end)[begin:end]
 
-    def spare(self, size: int) -> Tensor:
-        """Room until the next call."""
-        self._spare = room(self._spare, size)
-        return self._spare[:size]
-
-    def scratch(self, size: int) -> Tensor:
-        """Room for what nobody reads."""
-        self._scratch = room(self._scratch, size)
-        return self._scratch[:size]
-
-
-def room(held: Tensor, size: int) -> Tensor:
-    """What is held, or zeros where that is too small."""
-    return held if held.numel() >= size else torch.zeros(size)
+    def room(self, name: str, size: int) -> Tensor:
+        """Room until the next call with this name; with zeros in it, or with what somebody left there."""
+        held = self._rooms.get(name)
+        if held is None or held.numel() < size:
+            held = self._rooms[name] = torch.zeros(size)
+        return held[:size]

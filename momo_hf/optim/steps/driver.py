@@ -1,20 +1,19 @@
 """The one way that a step of any kind goes: buckets, first pass, one sum over all shards, decision, second pass."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from momo_hf.optim.kernels.table import assign
 from momo_hf.optim.method import Method
-from momo_hf.optim.record import Group
+from momo_hf.optim.record import Group, params_of
 from momo_hf.optim.steps.given import Beginning, Given
 from momo_hf.optim.steps.kind import Kind, Now
 from momo_hf.optim.steps.model import debias
-from momo_hf.optim.tensors.buckets import Bucket, sort_into_buckets
+from momo_hf.optim.steps.plan import plan_for
+from momo_hf.optim.tensors.buckets import Bucket
 from momo_hf.optim.tensors.sharding import Layout, layouts_of, sum_over_shards
 
 
@@ -44,18 +43,18 @@ def take_step(
     Raises:
         RuntimeError: a gradient is sparse or complex.
     """
-    params = [p for group in groups for p in group["params"]]
+    params = params_of(groups)
     places = layouts_of(params, shard_group)
     layouts = layouts_in_order(params, places)
-    buckets = sort_into_buckets(groups, state, methods, kind.roles, options, places, len(given.lr) - len(groups))
-    if kind.moves_all:
-        buckets = [replace(bucket, moves=True) for bucket in buckets]
-    norm = None if given.dropped else known_norm(given, buckets, layouts)
+    known = is_known(given, places)
+    others = len(given.lr) - len(groups)
+    plan = plan_for(kind, groups, params, state, methods, options, places, others, known)
+    buckets = [bucket for _, bucket in plan.parts]
+    norm = norm_of(given, buckets) if known else None
     beginning = kind.begin(groups, given, norm)
     beside = kind.beside(params, buckets, layouts, given.loss)
     kernels = [
-        made(type(kind), bucket, now_of(kind, bucket, beginning, norm is not None, made.corrects))
-        for made, bucket in assign(type(kind), buckets, norm is not None)
+        made(type(kind), bucket, now_of(kind, bucket, beginning, known, made.corrects)) for made, bucket in plan.parts
     ]
 
     sums: dict[Layout | None, list[Tensor | None]] = {layout: [None] * len(given.lr) for layout in layouts}
@@ -79,6 +78,7 @@ def take_step(
     if kind.LEFT:
         left = {layout: left.get(layout, given.loss.new_zeros(len(kind.LEFT))) for layout in layouts}
     kind.finish(groups, params, left, layouts)
+    plan.release()
     return update
 
 
@@ -92,12 +92,16 @@ def layouts_in_order(params: list[Tensor], places: list[Layout | None]) -> dict[
     return layouts
 
 
-def known_norm(given: Given, buckets: list[Bucket], layouts: Mapping[Layout | None, bool]) -> Tensor | None:
-    """A number that is finite where the gradients are, 0-dim; None if only all processes together know."""
+def is_known(given: Given, layouts: list[Layout | None]) -> bool:
+    """Whether this process knows before the first pass if loss and gradients are finite; otherwise only all together do."""
+    told = given.whole_norm and given.clip_factor is not None
+    return not given.dropped and (told or not any(layouts))
+
+
+def norm_of(given: Given, buckets: list[Bucket]) -> Tensor:
+    """A number that is finite where the gradients are, 0-dim."""
     if given.whole_norm and given.clip_factor is not None:
         return given.clip_factor.reciprocal()  # the factor is 0 where the norm was infinite
-    if any(layout is not None for layout in layouts):
-        return None
     alike: dict[tuple[torch.device, torch.dtype, torch.dtype], list[Tensor]] = {}
     for bucket in buckets:
         if bucket.moves:

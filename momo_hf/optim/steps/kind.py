@@ -84,12 +84,14 @@ class Kind(ABC):
         LEFT: those that the second pass returns.
         looks_back: whether the passes need the numbers of the step before.
         moves_all: whether parameters that have no gradient move on, as with one of 0.
+        plan: the `Plan` of the last step.
     """
 
     SUMS: ClassVar[tuple[str, ...]]
     LEFT: ClassVar[tuple[str, ...]] = ()
     looks_back: ClassVar[bool] = False
     moves_all: ClassVar[bool] = False
+    plan: Any = None
 
     # ---- The parameters ----
 

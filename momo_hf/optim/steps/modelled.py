@@ -127,5 +127,10 @@ def left_by(momentum: Tensor, param: Tensor, how: How, zero: Tensor) -> tuple[Te
     """<d, x> for the parameter as it will be stored, and <d, what its rounding adds>."""
     if how.stored == param.dtype:
         return inner_product(momentum, param), zero
-    rounded = param.to(how.stored).to(param.dtype)
+    rounded = as_stored(param, how)
     return inner_product(momentum, rounded), inner_product(momentum, rounded - param)
+
+
+def as_stored(param: Tensor, how: How) -> Tensor:
+    """The parameter rounded to its dtype."""
+    return param.to(how.stored).to(param.dtype)

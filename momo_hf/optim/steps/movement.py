@@ -20,6 +20,7 @@ that change before their first step are followed too (not where parameters are s
 """
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from momo_hf.optim.tensors.sharding import Layout, dtensor_type, is_dtensor, loc
 
 
 Marks = list[tuple[int, ...]]
+VERSION, PLACE = attrgetter("_version"), methodcaller("data_ptr")
 
 
 class Movement:
@@ -115,7 +117,7 @@ class Movement:
 
     def _remember(self, params: list[Tensor], momenta: list[Tensor]) -> None:
         self._marks = marks(params)
-        self._kept = {momentum.data_ptr(): momentum._version for momentum in momenta if momentum.numel()}
+        self._kept = versions(momenta)
 
     def _has_changed(self, params: list[Tensor]) -> bool:
         # Parameters of a group that was added since follow those that are known.
@@ -123,7 +125,7 @@ class Movement:
 
     def _keeps(self, momenta: list[Tensor]) -> bool:
         """Whether the momentum is what it was; that of parameters which joined since is 0."""
-        return self._kept.items() <= {momentum.data_ptr(): momentum._version for momentum in momenta}.items()
+        return self._kept.items() <= versions(momenta).items()
 
 
 def momenta_of(params: list[Tensor], state: Mapping[Tensor, Any]) -> list[Tensor]:
@@ -137,11 +139,18 @@ def overlap(bucket: Bucket) -> Tensor:
     return torch.stack(sums).sum() if sums else torch.zeros((), dtype=bucket.dtype, device=bucket.device)
 
 
+def versions(tensors: list[Tensor]) -> dict[int, int]:
+    """The version of every tensor that has elements, by its place in memory."""
+    found = dict(zip(map(PLACE, tensors), map(VERSION, tensors)))
+    found.pop(0, None)
+    return found
+
+
 def marks(params: list[Tensor]) -> Marks:
     """What changes when a tensor is written in place or put elsewhere, without a look at its values."""
     dtensor = dtensor_type()
     if not any(isinstance(p, dtensor) for p in params):
-        return [(p._version, p.data_ptr()) for p in params]
+        return list(zip(map(VERSION, params), map(PLACE, params)))
     # Operations on a DTensor raise its own version, those on its part the version of the part.
     parts = [p._local_tensor if is_dtensor(p) else p for p in params]
     return [(p._version, part._version, part.data_ptr()) for p, part in zip(params, parts)]

@@ -1,8 +1,8 @@
 """Parameters that are updated alike, collected from all groups."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ SHARED_BY_METHODS = (
 )  # fmt: skip
 
 Roles = dict[str, list[Tensor]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class Bucket:
     moves: bool
     start: Tensor | None
     roles: Roles
+    _made: dict[Callable[["Bucket"], Any], Any] = field(default_factory=dict)
+
+    def made(self, make: "Callable[[Bucket], T]") -> T:
+        """What a kernel set makes of the tensors, gradients apart: once, for as long as they stay what they are."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +84,7 @@ class Bucket:
     @property
     def empty(self) -> "Bucket":
         """The same without parameters."""
-        return replace(self, roles={role: [] for role in self.roles})
+        return replace(self, roles={role: [] for role in self.roles}, _made={})
 
     def pieces(self) -> list[Piece]:
         """All tensors, as the method can see them."""
@@ -96,7 +104,7 @@ class Bucket:
 
     def _of(self, rows: list[tuple[Tensor, ...]]) -> "Bucket":
         columns = zip(*rows) if rows else ((),) * len(self.roles)
-        return replace(self, roles=dict(zip(self.roles, map(list, columns))))
+        return replace(self, roles=dict(zip(self.roles, map(list, columns))), _made={})
 
 
 def sort_into_buckets(
@@ -105,12 +113,11 @@ def sort_into_buckets(
     methods: Mapping[str, Method],
     roles_of: Callable[[Method], tuple[str, ...]],
     options: tuple[str, ...],
+    alike: list[int],
     layouts: Iterable[Layout | None],
     others: int = 0,
 ) -> list[Bucket]:
     """Collect the parameters of all groups that are updated alike, so that many small groups cost no more than one.
-
-    It is done anew at every step: FSDP, accelerate and DeepSpeed exchange parameters behind the optimizer's back.
 
     Args:
         param_groups: the groups of the optimizer.
@@ -118,6 +125,7 @@ def sort_into_buckets(
         methods: by the name that a group has as its `method`; a group without a name has the first one.
         roles_of: the entries of a parameter's state that the step works on; where one is missing, it is the parameter.
         options: the keys of a group that decide how its parameters are updated.
+        alike: from `alike_groups`.
         layouts: how each parameter is split over processes, in the order of the groups.
         others: how far the columns of parameters that are no embeddings stand behind those of embeddings.
 
@@ -127,12 +135,10 @@ def sort_into_buckets(
     members: dict[tuple, list[tuple[Tensor, Tensor | None, dict[str, Tensor]]]] = {}
     layouts, dtensor = iter(layouts), dtensor_type()
     none: dict[str, Tensor] = {}
-    first: dict[tuple, int] = {}
     learns: dict[int, int] = {}  # of the groups that are alike the first one with embeddings that have a state
     own = [method_of(group, methods) for group in param_groups]
     for index, group in enumerate(param_groups):
-        alike: Any = tuple(tuple(v) if isinstance(v, list) else v for v in (group[name] for name in options))
-        alike = first.setdefault(alike, index)  # a short key for what all these parameters share
+        like = alike[index]
         bounded = group["averaging"] and own[index].table_bound is not None
         tables, embeddings = group.get("tables", ()) if bounded else (), group.get("embeddings", ()) if others else ()
         for place, p in enumerate(group["params"]):
@@ -150,13 +156,13 @@ def sort_into_buckets(
             start = id(entry.get("start"))  # one tensor for all that joined together
             parts = parts_of(p, own[index]) if layout is not None and own[index].whole else None
             key = (
-                alike,
+                like,
                 p.device,
                 p.dtype,
                 layout,
                 dtensor and isinstance(p, dtensor),
                 place in tables,
-                learns.setdefault(alike, index) if place in embeddings else alike + others,
+                learns.setdefault(like, index) if place in embeddings else like + others,
                 grad is not None,
                 start,
                 parts,
@@ -180,6 +186,17 @@ def sort_into_buckets(
         joined = rows[0][2].get("start")
         buckets.append(Bucket(column, group, method, its, layout, table, moves, joined, roles))
     return buckets
+
+
+def alike_groups(param_groups: list[dict[str, Any]], options: tuple[str, ...]) -> list[int]:
+    """For every group the first one that has the same options."""
+    first: dict[tuple[Any, ...], int] = {}
+    return [first.setdefault(values_of(group, options), index) for index, group in enumerate(param_groups)]
+
+
+def values_of(group: Mapping[str, Any], options: Iterable[str]) -> tuple[Any, ...]:
+    """Some options of a group as they are now; None for those that it has not."""
+    return tuple(tuple(v) if isinstance(v := group.get(name), list) else v for name in options)
 
 
 def method_of(group: Mapping[str, Any], methods: Mapping[str, Method]) -> Method:

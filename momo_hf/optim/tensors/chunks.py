@@ -6,7 +6,7 @@ mathematics of a method is written once, for one flat tensor, in at least float3
 get stacks of tensors of one shape instead.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, groupby
 from typing import TypeVar
@@ -83,30 +83,6 @@ class Piece:
         return torch.cat(runs) if len(runs) > 1 else runs[0]
 
 
-class Part(Piece):
-    """One tensor per role that is what `read` returns: flat, and in the dtype to compute in."""
-
-    def __init__(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
-        self.tensors, self.dtype = tensors, dtype
-        self.numel = next(iter(tensors.values())).numel()
-
-    def read(self, role: str) -> Tensor:
-        return self.tensors[role]
-
-    def read_all(self, roles: Iterable[str]) -> dict[str, Tensor]:
-        return self.tensors.copy()
-
-    def write(self, role: str, flat: Tensor) -> None:
-        if flat is not self.tensors[role]:
-            self.tensors[role].copy_(flat)
-
-    def write_all(self, tensors: dict[str, Tensor], roles: Iterable[str]) -> None:
-        held = self.tensors
-        for role in roles:
-            if tensors[role] is not held[role]:
-                held[role].copy_(tensors[role])
-
-
 class Stack(Piece):
     """Tensors of one shape, seen as one tensor with a first dimension more per role."""
 
@@ -143,50 +119,31 @@ def stacks(
             yield Stack({role: list(column) for role, column in zip(roles, zip(*together))}, dtype)
 
 
-def pieces(
-    roles: dict[str, list[Tensor]],
-    dtype: torch.dtype,
-    pack: bool = True,
-    alone: int = PACKED,
-    size: int | None = None,
-) -> Iterator[Piece]:
+def pieces(roles: dict[str, list[Tensor]], dtype: torch.dtype, pack: bool = True) -> Iterator[Piece]:
     """Cut and pack tensors of one device into pieces.
 
     Args:
         roles: for every role one tensor per parameter, in the same order.
         dtype: the dtype to compute in.
         pack: whether tensors smaller than a piece share one.
-        alone: from this number of elements on a tensor is a piece of its own, on a CPU.
-        size: elements of a piece; `CPU_PIECE` or `DEVICE_PIECE` by default.
 
     Yields:
         Pieces that cover every element once, in an order that depends on sizes and layouts alone.
     """
     small: dict[torch.Size, list[tuple[Tensor, ...]]] = {}
-    is_contiguous = Tensor.is_contiguous
+    size = 0
     for row in zip(*roles.values()):
         first = row[0]
-        numel = first.numel()
-        if numel == 0:
-            continue
-        if size is None:
-            size = CPU_PIECE if first.is_cpu else DEVICE_PIECE
-            alone = min(alone, size) if first.is_cpu else size
-        if numel >= alone and all(map(is_contiguous, row)):
-            flats = [t.view(-1) for t in row]
-            as_it_is = all(t.dtype == dtype for t in row)
-            for parts in [flats] if numel <= size else zip(*(t.split(size) for t in flats)):
-                if as_it_is:
-                    yield Part(dict(zip(roles, parts)), dtype)
-                else:
-                    yield Piece({role: [part] for role, part in zip(roles, parts)}, dtype)
-            continue
-        if first.dim() == 0:
-            row = tuple(t.view(1) for t in row)
-        small.setdefault(row[0].shape[1:], []).append(row)
+        size = CPU_PIECE if first.is_cpu else DEVICE_PIECE
+        if first.numel() >= (min(PACKED, size) if first.is_cpu else size) and all(t.is_contiguous() for t in row):
+            for parts in zip(*(t.view(-1).split(size) for t in row)):
+                yield Piece({role: [part] for role, part in zip(roles, parts)}, dtype)
+        elif first.numel():
+            row = tuple(t.view(1) for t in row) if first.dim() == 0 else row
+            small.setdefault(row[0].shape[1:], []).append(row)
     # Those that are joined in one call stand together.
     rows = chain.from_iterable(small.values())
-    for together in batches(rows, size if pack and size else 0, lambda row: row[0].numel()):
+    for together in batches(rows, size if pack else 0, lambda row: row[0].numel()):
         yield Piece({role: list(column) for role, column in zip(roles, zip(*together))}, dtype)
 
 
@@ -207,3 +164,14 @@ def batches(items: Iterable[T], size: int, numel: Callable[[T], int]) -> Iterato
             batch, filled = [], 0
     if batch:
         yield batch
+
+
+def in_one_order(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors of one shape fill their memory in one order, perhaps with the channels last, as `Module.to` puts those of
+    convolutions; element by element they can then be read as flat ones.
+    """
+    first = tensors[0]
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    other = formats.get(first.dim(), torch.contiguous_format)
+    dense = first.is_contiguous() or first.is_contiguous(memory_format=other)
+    return dense and all(t.stride() == first.stride() for t in tensors)
