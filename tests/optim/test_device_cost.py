@@ -63,7 +63,10 @@ KINDS = {"modelled": {}, "averaged": {"averaging": True}, "search": {"lr": "auto
 def test_few_calls_whatever_the_number_of_tensors(device: Device, cls, kind, clipped, weight_decay):
     counts = []
     for number in (10, 100, 400):
-        params = device.parameters(number * [(8, 5)])
+        params = device.parameters(number * [(8, 5), (8, 4, 3, 3)])
+        for p in params[1::2]:  # as `model.to(memory_format=torch.channels_last)` puts convolutions
+            p.data = p.data.to(memory_format=torch.channels_last)
+            p.grad = torch.empty_like(p)
         optimizer, step = stepper(cls, params, clipped, weight_decay=weight_decay, **KINDS[kind])
         optimizer._verdict = None  # nothing can be read here
         with device.counted() as counted:

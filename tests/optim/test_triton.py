@@ -48,13 +48,15 @@ def bucket(kind, method, shapes, stored, seed, bad=None, start=None, tables=Fals
     roles: dict[str, list[torch.Tensor]] = {}
     for role in ("param", "grad", *kind.roles(method)):
         dtype = stored if role in ("param", "grad") else wide
-        roles[role] = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        values = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        last = [v.dim() == 4 and not method.whole for v in values]
+        roles[role] = [v.to(memory_format=torch.channels_last) if to else v for v, to in zip(values, last)]
     for tensor in roles.get("exp_avg_sq", []):
         tensor.square_()
     if kind is Averaged:  # the parameter is y, rounded
         roles["param"] = [y.to(stored) for y in roles["y"]]  # the same tensor where nothing rounds
     if bad is not None:
-        roles["grad"][0].view(-1)[:1] = bad
+        roles["grad"][0].select(-1, 0).fill_(bad) if shapes[0] else roles["grad"][0].fill_(bad)
     options = {"betas": (0.9, 0.99), "eps": 1e-8} if method.buffers else {}
     averaging = 0.8 if kind is Averaged else False
     group = {"foreach": None, "compile": False, "averaging": averaging, "averaging_power": 3, "beta": 0.9, **group}
@@ -82,7 +84,9 @@ def update_of(kind, ok: bool, move: str):
 @pytest.mark.parametrize("known", [True, False])
 @settings(max_examples=12, deadline=None)
 @given(
-    shapes=st.lists(st.sampled_from([(3,), (5, 4), (20, 10), (64,), (65,), (), (0,)]), min_size=1, max_size=6),
+    shapes=st.lists(
+        st.sampled_from([(3,), (5, 4), (20, 10), (64,), (65,), (), (0,), (5, 4, 3, 2)]), min_size=1, max_size=6
+    ),
     stored=st.sampled_from(
         [torch.float32, torch.float16]
     ),  # to bfloat16 the interpreter cuts off where a device rounds

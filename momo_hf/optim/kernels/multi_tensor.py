@@ -12,6 +12,7 @@ from momo_hf.optim.kernels import launch
 from momo_hf.optim.kernels.contract import on
 from momo_hf.optim.kernels.plain import Plain
 from momo_hf.optim.tensors.buckets import Bucket
+from momo_hf.optim.tensors.chunks import in_one_order
 
 
 class Tables(NamedTuple):
@@ -66,7 +67,9 @@ class MultiTensor(Plain):
         fits = bucket.moves and bucket.dtype == torch.float32 and launch.runs_on(bucket.device)
         if not fits or len({g.dtype for g in bucket.roles["grad"]}) > 1:
             return bucket.empty, bucket
-        return bucket.split(lambda row: all(map(Tensor.is_contiguous, row)))
+        if bucket.method.whole:
+            return bucket.split(lambda row: all(map(Tensor.is_contiguous, row)))
+        return bucket.split(in_one_order)
 
     @cached_property
     def block(self) -> int:
