@@ -238,7 +238,7 @@ class MomoOptimizer(LossIntake, Stateful):
         """Make the state what the coming step works on: after a search, a load, a probe, and in another dtype."""
         self._heed()
         if self._searching and not self.searching:
-            self._searching = False
+            self._searching, self._ramp.plan = False, None
             resume_ramp(self.state, False, self.averages)
             if self._verdict is not None:
                 self._verdict.tell(self._rates.shares(self.param_groups, self.state))

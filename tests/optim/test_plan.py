@@ -8,11 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, distribute_tensor
 
 from momo_hf.optim import MomoAdam, MomoMuon
 from momo_hf.optim.kernels import lists
 from momo_hf.optim.kernels.lists import Division
 from momo_hf.optim.steps import plan
+from momo_hf.optim.tensors.sharding import whole
 from tests.optim.simulated_device import Device, device
 
 
@@ -154,6 +157,44 @@ def test_no_gradient_is_kept(cls, options):
         optimizer.zero_grad()
         gc.collect()
         assert not any(ref() is not None for ref in gone)
+
+
+@pytest.mark.parametrize("averaging", [False, True])
+def test_nothing_of_a_search_is_kept_when_it_is_over(averaging):
+    params = parameters()
+    optimizer = MomoAdam(params, lr="auto", averaging=averaging)
+    origins = []
+    while optimizer.searching:
+        for p in params:
+            p.grad = 4 * p.detach()
+        optimizer.step(loss=sum(2 * p.detach().square().sum() for p in params))
+        origins = origins or [weakref.ref(optimizer.state[p]["origin"]) for p in params]
+    optimizer.step(loss=1.0)
+    gc.collect()
+    assert origins and not any(ref() is not None for ref in origins)
+
+
+@pytest.fixture
+def mesh():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_gradients_of_copies_of_a_distributed_tensor_count_at_every_step(mesh, options):
+    ends = []
+    for distributed in (False, True):
+        params = parameters()
+        if distributed:
+            params = [nn.Parameter(distribute_tensor(p.detach(), mesh, [Replicate()])) for p in params]
+        optimizer = MomoAdam(params, **{"lr": 0.1, **options})
+        for number in range(4):
+            for p in params:
+                p.grad = torch.sin(p.detach()) + number
+            optimizer.step(loss=5.0 - number / 10)
+        ends.append([whole(p.detach()) for p in params])
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
