@@ -210,16 +210,17 @@ def test_on_a_device_no_tensor_of_the_state_is_kept_either(device: Device, optio
     assert gone and not any(ref() is not None for ref in gone)
 
 
-@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12))
-def test_a_division_has_every_element_once_in_lists_of_bounded_size(sizes):
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12), join=st.booleans())
+def test_a_division_has_every_element_once_in_lists_of_bounded_size(sizes, join):
     with pytest.MonkeyPatch.context() as patch:
         for name, size in (("SMALL", 4), ("TOGETHER", 8), ("PART", 16)):
             patch.setattr(lists, name, size)
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         tensors = [torch.arange(start, start + size) for start, size in zip(starts, sizes)]
         given = [t.repeat_interleave(2)[::2] if i % 2 else t for i, t in enumerate(tensors)]
-        found = Division(sizes).of(given, tensors)
+        found = Division(sizes, join).of(given, tensors)
     assert sorted(torch.cat([t for tensors in found for t in tensors]).tolist()) == list(range(sum(sizes)))
     assert all(t.is_contiguous() and t.numel() <= 16 for tensors in found for t in tensors)
     assert all(sum(t.numel() for t in tensors[:-1]) < 8 for tensors in found)
+    assert join or all(len(tensors) == 1 for tensors in found)
     assert all(len({t.numel() < 4 for t in tensors}) == 1 for tensors in found if tensors[0].numel() < 4)

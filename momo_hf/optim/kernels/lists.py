@@ -27,13 +27,14 @@ class Division:
 
     Args:
         sizes: their numbers of elements.
+        join: whether a list may have several.
     """
 
-    def __init__(self, sizes: list[int]) -> None:
+    def __init__(self, sizes: list[int], join: bool = True) -> None:
         small = (i for i, size in enumerate(sizes) if size < SMALL)
         middle = (i for i, size in enumerate(sizes) if SMALL <= size <= PART)
-        numel = sizes.__getitem__
-        self._lists = [*batches(small, TOGETHER, numel), *batches(middle, TOGETHER, numel)]
+        numel, filled = sizes.__getitem__, TOGETHER if join else 0
+        self._lists = [*batches(small, filled, numel), *batches(middle, filled, numel)]
         self._cut = [i for i, size in enumerate(sizes) if size > PART]
 
     def of(self, tensors: list[Tensor], params: list[Tensor]) -> list[list[Tensor]]:
@@ -72,7 +73,7 @@ class Divided(NamedTuple):
 def divided(bucket: Bucket) -> Divided:
     """Divide a bucket whose tensors are dense and, gradients apart, in one order."""
     params = bucket.roles["param"]
-    division = Division([p.numel() for p in params])
+    division = Division([p.numel() for p in params], bucket.group["foreach"] is not False)
     roles = {role: division.of(tensors, params) for role, tensors in bucket.roles.items() if role != "grad"}
     wide = all(t.dtype == bucket.dtype for tensors in bucket.roles.values() for t in tensors)
     return Divided(division, [dict(zip(roles, column)) for column in zip(*roles.values())], wide)
