@@ -115,6 +115,21 @@ def test_options_that_change_on_the_way_count():
     torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("odd", [0, 2])
+def test_gradients_that_are_not_contiguous_count(odd):
+    ends = []
+    for compile in (False, True):
+        params = parameters(torch.float64, [(16, 32), (512,)])
+        optimizer = MomoAdam(params, lr=1.0, compile=compile)
+        for step in range(4):
+            for p in params:
+                plain, expanded = torch.sin(p.detach() + step), torch.tensor(0.1, dtype=torch.float64).expand(p.shape)
+                p.grad = expanded if step == odd else torch.stack([plain, plain], -1)[..., 0]
+            optimizer.step(loss=300.0 + step)
+        ends.append(params)
+    torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("cls", [Momo, MomoAdam])
 def test_autograd_sees_a_step(cls, compile):

@@ -71,8 +71,16 @@ def test_convolutions_with_their_channels_last_are_not_copied(options, grads, mo
 def test_what_can_be_read_as_flat_memory():
     plain, last = torch.zeros(5, 4, 3, 2), torch.zeros(5, 4, 3, 2).to(memory_format=torch.channels_last)
     volume = torch.zeros(2, 3, 4, 5, 6).to(memory_format=torch.channels_last_3d)
-    matrix = torch.zeros(4, 5)
-    for together in ([plain, plain], [last, last.clone()], [volume, volume.clone()], [matrix], [torch.zeros(())]):
+    matrix, points = torch.zeros(4, 5), torch.zeros(8, 4, 1, 1)
+    others = points.as_strided(points.shape, (4, 1, 4, 4))  # the same memory in the same order
+    for together in (
+        [plain, plain],
+        [last, last.clone()],
+        [volume, volume.clone()],
+        [matrix],
+        [points, others],
+        [torch.zeros(())],
+    ):
         assert in_one_order(together)
     for apart in (
         [plain, last],

@@ -57,6 +57,11 @@ def exchange_parameter(change):
     return exchange
 
 
+def transpose(optimizer):
+    p = optimizer.param_groups[0]["params"][0]
+    p.data = p.data.clone().reshape(6, 4).t()
+
+
 def forget_one(optimizer):
     optimizer.state.pop(optimizer.param_groups[1]["params"][0], None)
 
@@ -86,6 +91,7 @@ EVENTS = {
     "state": exchange_state,
     "parameter": exchange_parameter(lambda p: p + 0.5),
     "parameter of the same memory": exchange_parameter(lambda p: p),
+    "transposed": transpose,
     "forgotten": forget_one,
     "loaded": load,
     "joined": join,
@@ -208,6 +214,63 @@ def test_on_a_device_no_tensor_of_the_state_is_kept_either(device: Device, optio
         entry[name] = torch.empty_like(entry[name])
     gc.collect()
     assert gone and not any(ref() is not None for ref in gone)
+
+
+def test_a_square_matrix_that_is_transposed_where_it_lies_is_not_taken_for_what_it_was():
+    ends = []
+    for anew in (False, True):
+        p = nn.Parameter(torch.linspace(-1, 1, 25).view(5, 5))
+        optimizer = MomoAdam([p], lr=0.1)
+        for number in range(4):
+            if number == 2:
+                p.data = p.data.t()
+            if anew:
+                optimizer._modelled.plan = None
+            p.grad = torch.linspace(0, 1, 25).view(5, 5) + number
+            optimizer.step(loss=5.0)
+        ends.append(p.detach())
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_another_tensor_can_be_put_in_the_place_of_a_parameter(options):
+    params = parameters()
+    optimizer = MomoAdam(params, **{"lr": 0.1, **options})
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step(loss=1.0)
+    optimizer.zero_grad()
+    for p in params:
+        torch.utils.swap_tensors(p, nn.Parameter(p.detach().clone()))
+
+
+def test_what_others_put_into_the_state_does_no_harm():
+    params = parameters()
+    optimizer = MomoAdam(params, lr=0.1)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step(loss=1.0)
+        optimizer.state[params[0]]["note"] = "not a tensor"
+    assert optimizer.param_groups[0]["step"] == 3
+
+
+def test_a_step_that_fails_keeps_no_gradient(monkeypatch):
+    params = parameters()
+    optimizer = MomoAdam(params, lr=0.1)
+    for number in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        if number:
+            monkeypatch.setattr(optimizer._modelled, "decide", None)
+            with pytest.raises(TypeError):
+                optimizer.step(loss=1.0)
+        else:
+            optimizer.step(loss=1.0)
+    gone = [weakref.ref(p.grad) for p in params]
+    optimizer.zero_grad()
+    gc.collect()
+    assert not any(ref() is not None for ref in gone)
 
 
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12), join=st.booleans())

@@ -53,10 +53,11 @@ class Compiled(Plain):
             return bucket.split(lambda row: row[0].numel() >= chunks.PACKED)
         counts, worth = Counter(map(Tensor.numel, bucket.roles["param"])), cls.worth()
         room = {numel: in_calls(numel, count, worth) for numel, count in counts.items()}
+        own = [i for i, role in enumerate(bucket.roles) if role != "grad"]  # a gradient may be copied
 
         def fits(row: tuple[Tensor, ...]) -> bool:
             numel = row[0].numel()
-            taken = room[numel] > 0 and all(t.is_contiguous() for t in row)
+            taken = room[numel] > 0 and all(row[i].is_contiguous() for i in own)
             room[numel] -= taken
             return taken
 
@@ -142,8 +143,10 @@ def batches_of(bucket: Bucket) -> list[list[tuple[int, Tensors]]]:
 
 
 def as_rows(tensor: Tensor) -> Tensor:
-    """The tensor as the compiler sees it; `data` drops the note which one it is a view of, or it would compile for each kind of view."""
-    return tensor.reshape(-1, ROW).data
+    """The tensor as the compiler sees it, a copy where it is not contiguous. `data` drops the note which one it is a view of;
+    the compiler would compile anew for each kind of view.
+    """
+    return tensor.contiguous().view(-1, ROW).data
 
 
 def in_calls(numel: int, count: int, worth: int) -> int:

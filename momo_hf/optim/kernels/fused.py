@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from momo_hf.optim.kernels.contract import Kernels
-from momo_hf.optim.kernels.lists import ByRole, clamp, divided, inner, memory, size_of, views
+from momo_hf.optim.kernels.lists import ByRole, clamp, divided, inner, memory, size_of, views, widened
 from momo_hf.optim.tensors.buckets import Bucket
 from momo_hf.optim.tensors.chunks import in_one_order
 
@@ -40,8 +40,8 @@ class Fused(Kernels):
         fits = finite_known and bucket.moves and bucket.device.type == "cpu"
         if not fits or bucket.dtype != torch.float32:
             return bucket.empty, bucket
-        place = list(bucket.roles).index("grad")  # a gradient may be copied
-        return bucket.split(lambda row: in_one_order(row[:place] + row[place + 1 :]))
+        own = [i for i, role in enumerate(bucket.roles) if role != "grad"]  # a gradient may be copied
+        return bucket.split(lambda row: in_one_order([row[i] for i in own]))
 
     @cached_property
     def pieces(self) -> list[ByRole]:
@@ -59,14 +59,13 @@ class Fused(Kernels):
         """Some roles of a piece, in the dtype to compute in."""
         if self.bucket.made(divided).wide:
             return piece.copy()
-        return {role: [t.to(self.bucket.dtype) for t in piece[role]] for role in roles}
+        return {role: widened(piece[role]) for role in roles}
 
     def write(self, piece: ByRole, roles: Iterable[str], tensors: ByRole) -> None:
         """Put back what was read, or what has taken its place."""
         for role in () if self.bucket.made(divided).wide else roles:
-            for held, new in zip(piece[role], tensors[role]):
-                if held is not new:
-                    held.copy_(new)
+            if tensors[role] is not piece[role]:
+                torch._foreach_copy_(piece[role], tensors[role])
 
     @cached_property
     def rho(self) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from momo_hf.optim.kernels.memory import Memory
 from momo_hf.optim.tensors.buckets import Bucket
-from momo_hf.optim.tensors.chunks import batches
+from momo_hf.optim.tensors.chunks import batches, order_of
 
 
 # Elements of a list, and of a part of a larger tensor.
@@ -51,9 +51,10 @@ class Division:
 
 def flattened(tensor: Tensor, param: Tensor) -> Tensor:
     """The memory of a tensor in the order of a dense one: its own, or a copy."""
-    if tensor.stride() != param.stride():
+    if order_of(tensor) != order_of(param):
         tensor = torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)
-    return tensor.as_strided((tensor.numel(),), (1,))
+    # A view of the tensor itself would hold it, and nobody could put another one in its place (`torch.utils.swap_tensors`).
+    return tensor.data.as_strided((tensor.numel(),), (1,))
 
 
 class Divided(NamedTuple):
@@ -100,3 +101,12 @@ def size_of(tensors: list[Tensor]) -> int:
 def views(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
     """Memory for as many tensors as there are others, of their sizes."""
     return list(flat.split([t.numel() for t in like]))
+
+
+def widened(tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors in float32: copies, where they are not."""
+    if all(t.dtype == torch.float32 for t in tensors):
+        return tensors
+    wide = views(torch.empty(size_of(tensors)), tensors)
+    torch._foreach_copy_(wide, tensors)
+    return wide

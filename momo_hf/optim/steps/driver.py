@@ -12,7 +12,7 @@ from momo_hf.optim.record import Group, params_of
 from momo_hf.optim.steps.given import Beginning, Given
 from momo_hf.optim.steps.kind import Kind, Now
 from momo_hf.optim.steps.model import debias
-from momo_hf.optim.steps.plan import plan_for
+from momo_hf.optim.steps.plan import Plan, plan_for
 from momo_hf.optim.tensors.buckets import Bucket
 from momo_hf.optim.tensors.sharding import Layout, layouts_of, sum_over_shards
 
@@ -49,6 +49,22 @@ def take_step(
     known = is_known(given, places)
     others = len(given.lr) - len(groups)
     plan = plan_for(kind, groups, params, state, methods, options, places, others, known)
+    try:
+        return take_planned_step(kind, plan, groups, params, layouts, given, known)
+    finally:
+        plan.release()
+
+
+def take_planned_step(
+    kind: Kind,
+    plan: Plan,
+    groups: list[Group],
+    params: list[Tensor],
+    layouts: Mapping[Layout | None, bool],
+    given: Given,
+    known: bool,
+) -> Any:
+    """Take a step by a plan; `known` says whether this process knows before if loss and gradients are finite."""
     buckets = [bucket for _, bucket in plan.parts]
     norm = norm_of(given, buckets) if known else None
     beginning = kind.begin(groups, given, norm)
@@ -78,7 +94,6 @@ def take_step(
     if kind.LEFT:
         left = {layout: left.get(layout, given.loss.new_zeros(len(kind.LEFT))) for layout in layouts}
     kind.finish(groups, params, left, layouts)
-    plan.release()
     return update
 
 

@@ -32,7 +32,7 @@ class Seen(NamedTuple):
     """What a plan depends on.
 
     Attributes:
-        options: of every group, and which of them are alike.
+        options: of every group, which of them are alike, and the strides of the parameters.
         gradients: of every parameter, whether it has one, and of which dtype; sparse ones have no plan.
         places: in memory, of parameters and state.
         tensors: these.
@@ -97,9 +97,10 @@ def plan_for(
     if all(p.is_cpu and not is_dtensor(p) for p in params) and not any(layouts):
         names = (*(name for name in options if name not in RATES), "tables", "embeddings")
         values = [values_of(group, names) for group in groups]
-        tensors = [*params, *chain.from_iterable(map(dict.values, state.values()))]
+        entries = chain.from_iterable(map(dict.values, state.values()))
+        tensors = [*params, *(value for value in entries if isinstance(value, Tensor))]
         seen = Seen(
-            [alike, others, finite_known, values],
+            [alike, others, finite_known, values, [p.stride() for p in params]],
             [None if (grad := p.grad) is None else (grad.dtype, grad.layout) for p in params],
             list(map(PLACE, tensors)),
             tensors,

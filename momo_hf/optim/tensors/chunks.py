@@ -174,4 +174,9 @@ def in_one_order(tensors: Sequence[Tensor]) -> bool:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     other = formats.get(first.dim(), torch.contiguous_format)
     dense = first.is_contiguous() or first.is_contiguous(memory_format=other)
-    return dense and all(t.stride() == first.stride() for t in tensors)
+    return dense and all(order_of(t) == order_of(first) for t in tensors)
+
+
+def order_of(tensor: Tensor) -> list[int]:
+    """The strides that count: those of dimensions with one element say nothing."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride()) if size != 1]
