@@ -51,7 +51,7 @@ class Division:
 
 def flattened(tensor: Tensor, param: Tensor) -> Tensor:
     """The memory of a tensor in the order of a dense one: its own, or a copy."""
-    if order_of(tensor) != order_of(param):
+    if tensor.stride() != param.stride() and order_of(tensor) != order_of(param):
         tensor = torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)
     # A view of the tensor itself would hold it, and nobody could put another one in its place (`torch.utils.swap_tensors`).
     return tensor.data.as_strided((tensor.numel(),), (1,))

@@ -21,7 +21,7 @@ from momo_hf.optim.record import Group
 from momo_hf.optim.steps.kind import Kind
 from momo_hf.optim.steps.movement import PLACE
 from momo_hf.optim.tensors.buckets import Bucket, alike_groups, sort_into_buckets, values_of
-from momo_hf.optim.tensors.sharding import Layout, is_dtensor
+from momo_hf.optim.tensors.sharding import Layout, dtensor_type
 
 
 # Options that decide which groups are alike, and nothing else.
@@ -94,7 +94,8 @@ def plan_for(
     """
     alike = alike_groups(groups, options)
     seen = None
-    if all(p.is_cpu and not is_dtensor(p) for p in params) and not any(layouts):
+    dtensor = dtensor_type()
+    if all(p.is_cpu and not isinstance(p, dtensor) for p in params) and not any(layouts):
         names = (*(name for name in options if name not in RATES), "tables", "embeddings")
         values = [values_of(group, names) for group in groups]
         entries = chain.from_iterable(map(dict.values, state.values()))
