@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from momo_hf import MomoAdam, MomoMuon, mark_tables, muon_groups
-from momo_hf.optim import Momo
+from momo_hf import Momo, MomoAdam, MomoMuon, mark_tables, muon_groups
 from tests.averaging_reference import AveragingReference, close, give, problem, values
 from tests.optim.problem import both
 from tests.optim.ramp_reference import fall
@@ -296,6 +295,5 @@ def test_a_copy_of_a_group_has_tables_of_its_own():
 @pytest.mark.parametrize("places", [(3,), (-1,), [True], 1])
 @pytest.mark.parametrize("name", ["tables", "embeddings"])
 def test_a_place_that_is_not_there_is_refused(places, name):
-    params = [nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
     with pytest.raises(ValueError, match=name):
-        MomoAdam([{"params": params, name: places}], averaging=True)
+        MomoAdam([{"params": [nn.Parameter(torch.zeros(shape)) for shape in SHAPES], name: places}], averaging=True)

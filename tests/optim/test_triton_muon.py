@@ -64,6 +64,14 @@ def test_they_do_what_the_plain_passes_do(kind, known, shapes, stored, step, lat
 
 
 @pytest.mark.parametrize("kind", SETS)
+def test_convolutions_with_their_channels_last_are_left_to_the_plain_passes(kind):
+    """A matrix is made of the elements in their own order."""
+    made = bucket(kind, METHOD, [(6, 2, 2, 2)], torch.float32, 0)
+    made.roles.update({role: [t.to(memory_format=torch.channels_last) for t in ts] for role, ts in made.roles.items()})
+    assert SETS[kind].take(made, True)[0].roles["param"] == []
+
+
+@pytest.mark.parametrize("kind", SETS)
 def test_products_in_bfloat16(kind, monkeypatch):
     for module in (muon, multi_tensor_muon):
         monkeypatch.setattr(module, "product_dtype", lambda like: torch.bfloat16)
