@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from momo_hf.optim.record import Group, keep, scalar
+from momo_hf.optim.steps.arithmetic import for_formulas, where
 from momo_hf.optim.steps.cap import fall, shares, warmup, whole_until
 from momo_hf.optim.steps.given import settings_of
 from momo_hf.optim.steps.modelled import MODEL
@@ -99,7 +100,8 @@ class Rates:
         search, settings, kept = SEARCH.read(groups), settings_of(groups[0]), self._until
         if kept is None or kept[0] != settings.lb or kept[1].device != like.device or kept[1].dtype != like.dtype:
             self._until = kept = (settings.lb, whole_until(search, settings.lb))
-        return rates * warmup(search, like + ahead) * fall(kept[1], MODEL.read(groups), settings)
+        until, model, steps = for_formulas(like, kept[1], MODEL.read(groups), search.steps)
+        return rates * warmup(steps, model.step + ahead) * fall(until, model, settings)
 
     def _in_force(self, groups: list[Group], like: Tensor) -> Tensor | list[float]:
         """What counts of `lr`: found on the host where that is numbers, so that it costs nothing on the device.
@@ -132,4 +134,4 @@ class Rates:
         if self._taken is None or self._taken.shape != lr.shape:
             self._taken = lr
         elif lr is not self._taken:
-            self._taken = torch.where(ok, lr, self._taken)
+            self._taken = where(ok, lr, self._taken)

@@ -79,10 +79,14 @@ def keep(entries: Iterable[tuple[Group, str]], values: Iterable[Tensor]) -> None
 
     Args:
         entries: for every number the dictionary, mostly a parameter group, and its key.
-        values: the numbers.
+        values: the numbers, tensors or, of what is there on a CPU, Python's.
     """
     entries, values = list(entries), list(values)
     held = [group[key] for group, key in entries if key in group]
+    if values and not isinstance(values[0], Tensor):
+        for tensor, value in zip(held, values):
+            tensor.fill_(value)
+        return
     if len(held) == len(values) and all(h.device == v.device and h.dtype == v.dtype for h, v in zip(held, values)):
         torch._foreach_copy_(held, values)
     else:

@@ -120,6 +120,11 @@ def show(groups: list[Group], factor: Tensor, ok: Tensor) -> None:
             learn theirs is shown.
         ok: 0-dim bool, False on a skipped step.
     """
+    entries = [(group, "effective_lr") for group in groups]
+    if not isinstance(ok, Tensor):
+        if ok:
+            keep(entries, [*factor][: len(groups)])
+        return
     factor = factor.narrow(0, 0, len(groups)) if factor.dim() else factor
     shown = torch.stack([group["effective_lr"].to(factor) for group in groups])
-    keep([(group, "effective_lr") for group in groups], torch.where(ok, factor, shown).unbind())
+    keep(entries, torch.where(ok, factor, shown).unbind())

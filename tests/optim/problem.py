@@ -39,8 +39,9 @@ def compile_from(monkeypatch, size):
     monkeypatch.setattr("momo_hf.optim.kernels.compiled.WORTH", size)
 
 
-def leave_out_fused(monkeypatch):
-    """Let the sets take part that other devices have."""
+def as_on_a_device(monkeypatch):
+    """Let the sets take part that other devices have, and keep numbers in tensors."""
+    monkeypatch.setattr("momo_hf.optim.steps.arithmetic.on_host", lambda like: False)
     take = classmethod(lambda cls, bucket, known: (bucket.empty, bucket))
     for name in ("Fused", "FusedAdam"):
         monkeypatch.setattr(f"momo_hf.optim.kernels.fused.{name}.take", take)

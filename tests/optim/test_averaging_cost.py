@@ -9,7 +9,7 @@ from torch import nn
 from momo_hf.integrations.accelerate import momo_metrics
 from momo_hf.optim import Momo, MomoAdam
 from tests.averaging_reference import trained
-from tests.optim.problem import both, least_squares, leave_out_fused
+from tests.optim.problem import as_on_a_device, both, least_squares
 from tests.optim.test_cost import Calls, NoReads
 from tests.optim.test_transaction import snapshot, unchanged
 
@@ -32,7 +32,7 @@ def test_the_state_is_that_of_adam(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_no_value_leaves_the_device(cls, dtype, weight_decay, monkeypatch):
-    leave_out_fused(monkeypatch)  # it is for a CPU, where nothing leaves
+    as_on_a_device(monkeypatch)
     params = [nn.Parameter(torch.randn(8, 5).to(dtype)) for _ in range(6)]
     optimizer = cls(params, lr=0.1, averaging=True, weight_decay=weight_decay)
     loss, clip = torch.tensor(2.0), torch.tensor(0.5)

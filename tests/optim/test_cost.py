@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from momo_hf.optim import Momo, MomoAdam
-from tests.optim.problem import compile_from, leave_out_fused
+from tests.optim.problem import as_on_a_device, compile_from
 
 
 READS = {"aten._local_scalar_dense", "aten.item", "aten.is_nonzero", "aten.equal", "aten.nonzero", "aten._to_cpu"}
@@ -60,7 +60,7 @@ def parameters(count=6, shape=(8, 5), dtype=torch.float32):
 )
 def test_no_value_leaves_the_device(cls, dtype, options, monkeypatch):
     compile_from(monkeypatch, 1)
-    leave_out_fused(monkeypatch)  # it is for a CPU, where nothing leaves
+    as_on_a_device(monkeypatch)
     params = parameters(dtype=dtype)
     optimizer = cls(params, lr=0.1, **options)
     optimizer.step(loss=torch.tensor(1.0))  # compiles, which may look at anything

@@ -6,7 +6,7 @@ from torch import nn
 
 from momo_hf.optim import MomoAdam
 from momo_hf.optim.tensors.chunks import in_one_order
-from tests.optim.problem import leave_out_fused
+from tests.optim.problem import as_on_a_device
 
 
 OPTIONS = [{}, {"averaging": True}, {"lr": "auto"}, {"weight_decay": 0.1}, {"averaging": True, "weight_decay": 0.1}]
@@ -30,7 +30,7 @@ def test_directions_that_are_not_kept_are_made_again(options, kept, monkeypatch)
     monkeypatch.setattr("momo_hf.optim.kernels.lists.TOGETHER", 1)
     monkeypatch.setattr("momo_hf.optim.kernels.memory.KEPT", kept)
     found = steps(options, gradients)
-    leave_out_fused(monkeypatch)
+    as_on_a_device(monkeypatch)
     for ours, plain in zip(found, steps(options, gradients), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
 
@@ -41,7 +41,7 @@ def test_a_direction_that_is_no_number_does_not_stay(options, monkeypatch):
     gradients = [torch.arange(40.0), torch.ones(40), torch.ones(40)]
     found = steps({**options, "eps": 0.0}, gradients)
     assert all(value.isfinite().all() for value in found)
-    leave_out_fused(monkeypatch)
+    as_on_a_device(monkeypatch)
     for ours, plain in zip(found, steps({**options, "eps": 0.0}, gradients), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
 

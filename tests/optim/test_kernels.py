@@ -96,7 +96,7 @@ def passes(kernel_set, kind, bucket, step, ok, known, seed):
 
     weight = 0.1 if bucket.group["bias_correction"] or step > 1 else 1.0
     beginning = Beginning(number(step), number(weight), torch.tensor(ok))
-    now = now_of(kind({}) if kind is Ramp else kind(), bucket, beginning, known, kernel_set.corrects)
+    now = now_of(kind({}) if kind is Ramp else kind(), kernel_set, bucket, beginning, known)
     kernel = kernel_set(kind, bucket, now)
     sums = kernel.first()
     return sums, kernel.second(kernel.numbers(update_of(kind, number, ok, seed)))

@@ -11,7 +11,7 @@ from momo_hf.optim import Momo, MomoAdam, MomoOptimizer
 from momo_hf.optim.adam import Adam
 from momo_hf.optim.steps.search import REASONS, new_search, next_move
 from momo_hf.optim.steps.verdict import Verdict
-from tests.optim.problem import both, least_squares, leave_out_fused, train
+from tests.optim.problem import as_on_a_device, both, least_squares, train
 from tests.optim.ramp_reference import fall, ramp, verdict
 from tests.optim.test_cost import NoReads
 
@@ -237,7 +237,7 @@ def test_a_given_lr_means_no_search():
 
 
 def test_no_value_leaves_the_device_but_the_verdict(monkeypatch):
-    leave_out_fused(monkeypatch)  # it is for a CPU, where nothing leaves
+    as_on_a_device(monkeypatch)
     _, _, params, backward = problem(dtype=torch.float32)
     steps = search(MomoAdam(params, lr="auto"), backward)
     optimizer = MomoAdam(params, lr="auto")

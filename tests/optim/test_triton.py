@@ -65,7 +65,7 @@ def bucket(kind, method, shapes, stored, seed, bad=None, start=None, tables=Fals
 
 def passes(kernel_set, kind: type[Kind], made: Bucket, beginning: Beginning, known, update):
     """Both passes, and what they returned."""
-    kernel = kernel_set(kind, made, now_of(kind, made, beginning, known, kernel_set.corrects))
+    kernel = kernel_set(kind, made, now_of(kind, kernel_set, made, beginning, known))
     return kernel.first(), kernel.second(kernel.numbers(update))
 
 

@@ -17,7 +17,7 @@ class Kernels(ABC):
     process has all of every gradient and looks at their norm (`now.inputs_valid`). Then the first pass writes averages and
     buffers at once. Where other processes hold parts of the gradients, nothing may be written before the one sum over all
     of them, and the second pass takes the gradients in; that costs one more read of them, and no collective of its own to
-    find out that another process met a NaN. All are tensors, so no value is read back.
+    find out that another process met a NaN. All are tensors, so no value is read back, but for a set that `reads`.
 
     An object lives for one step, so that the second pass may use what the first one has prepared. A set says by `take`
     which tensors it serves; a set that knows one kind of step and one method only is registered for them (see `table`).
@@ -29,9 +29,11 @@ class Kernels(ABC):
 
     Attributes:
         corrects: whether the set makes ρ and the method's corrections from k itself; then `now` is without them.
+        reads: whether it reads the numbers of a step, as is free on a CPU; then they are Python's.
     """
 
     corrects: ClassVar[bool] = False
+    reads: ClassVar[bool] = False
 
     def __init__(self, kind: type[Kind], bucket: Bucket, now: Now) -> None:
         self.kind = kind
@@ -60,7 +62,20 @@ class Kernels(ABC):
 
     def numbers(self, update: Any) -> tuple[Tensor, ...]:
         """What `second` is given of the step that the kind has decided on."""
-        return tuple(on(self.bucket, number) for number in self.kind.numbers(update, self.bucket, self.now))
+        found = self.kind.numbers(update, self.bucket, self.now)
+        return tuple(self.number_for(self.bucket, number) for number in found)
+
+    @classmethod
+    def number_for(cls, bucket: Bucket, number: Tensor | float) -> Any:
+        """A number of a step as the set gets it: Python's, or where the bucket is, in the dtype it computes in unless it is a
+        flag.
+        """
+        if cls.reads:
+            return number.item() if isinstance(number, Tensor) else number
+        if isinstance(number, Tensor):
+            return number.to(bucket.device, None if number.dtype == torch.bool else bucket.dtype)
+        dtype = torch.bool if isinstance(number, bool) else bucket.dtype
+        return torch.full((), number, dtype=dtype, device=bucket.device)
 
     @abstractmethod
     def first(self) -> Tensor:
@@ -71,13 +86,8 @@ class Kernels(ABC):
         """Second pass, in place; autograd must see that the parameters changed.
 
         Args:
-            numbers: from `numbers`, on the bucket's device; those that are not bool in `bucket.dtype`.
+            numbers: from `numbers`.
 
         Returns:
             What the kind's `LEFT` names, over this process's part, 1-dim.
         """
-
-
-def on(bucket: Bucket, number: Tensor) -> Tensor:
-    """A number where the bucket is, in the dtype it computes in unless it is a flag."""
-    return number.to(bucket.device) if number.dtype == torch.bool else number.to(bucket.device, bucket.dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from momo_hf.optim.kernels.contract import Kernels
 from momo_hf.optim.kernels.lists import ByRole, clamp, divided, inner, memory, size_of, views, widened
+from momo_hf.optim.steps.model import debias
 from momo_hf.optim.tensors.buckets import Bucket
 from momo_hf.optim.tensors.chunks import in_one_order
 
@@ -31,7 +32,7 @@ class Fused(Kernels):
         bound: of the entries of u, or None.
     """
 
-    corrects = True
+    corrects = reads = True
     vector = "exp_avg"
     bound: float | None = None
 
@@ -68,20 +69,22 @@ class Fused(Kernels):
                 torch._foreach_copy_(piece[role], tensors[role])
 
     @cached_property
+    def step(self) -> Any:
+        """k, in Python's numbers."""
+        return self.now.step
+
+    @cached_property
     def rho(self) -> float:
         """What the vector has to be divided by: ρ_k."""
-        return self.rho_at(float(self.now.step))
+        return self.rho_at(self.step)
 
-    def rho_at(self, step: float) -> float:
+    def rho_at(self, step: Any) -> float:
         """1 - β^k of the momentum, or 1 where it is not corrected."""
-        beta = self.bucket.beta
-        if not self.bucket.group["bias_correction"]:
-            return 1.0
-        return -math.expm1(step * math.log(beta)) if beta and step else float(step > 0)
+        return float(debias(self.bucket.beta, step)) if self.bucket.group["bias_correction"] else 1.0
 
     def first(self) -> Tensor:
         if not self.now.inputs_valid:
-            return self.now.weight.new_full((len(self.kind.SUMS),), math.nan)
+            return self.row([math.nan] * len(self.kind.SUMS))
         access = self.kind.first_access(self.method, self.how)
         found = [0.0] * len(self.kind.SUMS)
         for i, piece in enumerate(self.pieces):
@@ -91,11 +94,10 @@ class Fused(Kernels):
             self.write(piece, access.writes, tensors)
         if not all(map(math.isfinite, found)):
             memory.clear()
-        return self.now.weight.new_tensor(found)
+        return self.row(found)
 
     def second(self, numbers: tuple[Any, ...]) -> Tensor:
         access = self.kind.second_access(self.method, self.how)
-        numbers = tuple(number.item() for number in numbers)
         left = [0.0] * len(self.kind.LEFT)
         for piece, direction in zip(self.pieces, self.directions):
             tensors = self.read(piece, access.reads)
@@ -104,7 +106,11 @@ class Fused(Kernels):
             left = [*map(add, left, self.second_of(tensors, numbers))]
             self.write(piece, access.writes, tensors)
         torch.autograd.graph.increment_version(self.bucket.roles["param"])  # a fused kernel does not
-        return self.now.weight.new_tensor(left)
+        return self.row(left)
+
+    def row(self, numbers: list[float]) -> Tensor:
+        """What a pass returns."""
+        return torch.tensor(numbers, dtype=self.bucket.dtype)
 
     def first_of(self, tensors: ByRole) -> tuple[float, ...]:
         """The first pass over a piece, see `Kind`."""
@@ -150,8 +156,6 @@ class FusedAdam(Fused):
     only moves.
     """
 
-    _filled = 0
-
     @classmethod
     def take(cls, bucket: Bucket, finite_known: bool) -> tuple[Bucket, Bucket]:
         beta1, beta2 = bucket.options["betas"]
@@ -160,6 +164,13 @@ class FusedAdam(Fused):
         small = beta1**2 < beta2 and (1 - beta1) ** 2 / ((1 - beta2) * (1 - beta1**2 / beta2)) < 2**26
         fits = bucket.group["bias_correction"] and small and 1 - beta2 > 2**-26
         return super().take(bucket, finite_known) if fits else (bucket.empty, bucket)
+
+    _filled = 0
+
+    @cached_property
+    def count(self) -> Tensor:
+        """k, as the kernel wants it."""
+        return torch.tensor(self.step, dtype=torch.float32)
 
     @cached_property
     def room(self) -> Tensor:
@@ -177,7 +188,7 @@ class FusedAdam(Fused):
         averaged = self.vector == "exp_avg"
         momentum = vector if averaged else views(memory.room("unread", size_of(vector)), vector)
         betas = (beta1 if averaged else 0.0, beta2)
-        self.adam(u, tensors["grad"], momentum, tensors, -1.0, betas, self.now.step, decay=-1.0)
+        self.adam(u, tensors["grad"], momentum, tensors, -1.0, betas, self.count, decay=-1.0)
         if self.bound is not None:
             clamp(u, self.bound)
         return inner(vector, u)
@@ -189,16 +200,16 @@ class FusedAdam(Fused):
         u, bound = self.kept(tensors), self.bound
         if u is None and bound is not None:
             u = views(memory.room("spare", size_of(tensors[target])), tensors[target])
-            self.apply(tensors, u, self.vector, -1.0, self.now.step, decay=-1.0)
+            self.apply(tensors, u, self.vector, -1.0, self.step, decay=-1.0)
             torch._foreach_div_(u, self.rho)
             clamp(u, bound)
         if u is None:
-            self.apply(tensors, tensors[target], self.vector, factor / self.rho, self.now.step)
+            self.apply(tensors, tensors[target], self.vector, factor / self.rho, self.step)
         else:
             torch._foreach_add_(tensors[target], u, alpha=-factor)
 
     def apply(
-        self, tensors: ByRole, target: list[Tensor], vector: str, factor: float, step: Tensor, decay: float = 0.0
+        self, tensors: ByRole, target: list[Tensor], vector: str, factor: float, step: float, decay: float = 0.0
     ) -> None:
         """x <- (1 - factor decay) x - factor D^{-1} vector, with the v that there is and its correction at a step."""
         momentum = tensors[vector]  # the average of a vector and itself is the vector
@@ -206,7 +217,7 @@ class FusedAdam(Fused):
             momentum = views(memory.room("unread", size_of(momentum)), momentum)
         # The number of steps after which 1 - ALMOST_1^k is the correction of v.
         beta2 = self.bucket.options["betas"][1]
-        steps = step * (-math.log(beta2) * 2**53 if beta2 else math.inf)
+        steps = torch.tensor(step * (-math.log(beta2) * 2**53 if beta2 else math.inf), dtype=torch.float32)
         self.adam(target, tensors[vector], momentum, tensors, factor, (0.0, ALMOST_1), steps, decay)
 
     def adam(

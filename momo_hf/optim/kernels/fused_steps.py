@@ -91,13 +91,13 @@ class FusedAdamRamp(FusedAdam):
     """A step of the ramp of MoMo-Adam."""
 
     def first_of(self, tensors: ByRole) -> tuple[float, ...]:
-        grad, step = tensors["grad"], self.now.step
+        grad, step = tensors["grad"], self.step
         before = views(memory.room("unread", size_of(grad)), grad)
         if step > 1:
             self.apply(tensors, before, "exp_avg", -1.0, step - 1, decay=-1.0)  # ρ_{k-1} u_{k-1}
         norm = self.absorb(tensors) / self.rho
         # Here, because Adam's kernel waits less for a gradient from memory than an inner product does.
-        slope = inner(grad, before) / self.rho_at(float(step) - 1) if step > 1 else 0.0
+        slope = inner(grad, before) / self.rho_at(step - 1) if step > 1 else 0.0
         scaled = views(memory.room("spare", size_of(grad)), grad)
         self.apply(tensors, scaled, "grad", -1.0, step, decay=-1.0)  # D^{-1} g
         return slope, norm, inner(grad, scaled)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from momo_hf.optim.kernels import launch
-from momo_hf.optim.kernels.contract import on
 from momo_hf.optim.kernels.plain import Plain
 from momo_hf.optim.tensors.buckets import Bucket
 from momo_hf.optim.tensors.chunks import in_one_order
@@ -167,8 +166,8 @@ class MultiTensorAveraged(MultiTensor):
     def numbers(self, update: Any) -> tuple[Tensor, ...]:
         """What the kernel makes the numbers of the second pass from."""
         column = self.bucket.column
-        given = (update.factor.select(0, column), update.decay.select(0, column), update.weight, update.accepted)
-        return tuple(on(self.bucket, number) for number in given)
+        found = (update.factor.select(0, column), update.decay.select(0, column), update.weight, update.accepted)
+        return tuple(self.number_for(self.bucket, number) for number in found)
 
     def first(self) -> Tensor:
         from momo_hf.optim.kernels import triton_averaged

@@ -1,4 +1,4 @@
-"""The scalar side of a step: by its formulas in arithmetic on tensors, or by the same formulas in one launch on CUDA."""
+"""The scalar side of a step: by its formulas, on tensors or on the host, or by the same formulas in one launch on CUDA."""
 
 import math
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from momo_hf.optim.kernels import launch
 from momo_hf.optim.steps import averaged_model, model, search
+from momo_hf.optim.steps.arithmetic import for_formulas
 from momo_hf.optim.steps.averaged_model import AveragedStep, AveragedSums, AverageState
 from momo_hf.optim.steps.given import Beginning, Given, Settings
 from momo_hf.optim.steps.model import ModelState, Step, Sums
@@ -18,6 +19,7 @@ def begin(before: Tensor, given: Given, norm: Tensor | None, settings: Settings)
     """Begin step k after the count `before`; for `norm` see `model.acceptable`."""
     beta, bias_correction = settings.beta, settings.bias_correction
     if not in_one_launch(before):
+        before, given, norm = for_formulas(before, before, given, norm)
         weight = model.average_weight(before + 1, beta, bias_correction)
         return Beginning(before + 1, weight, model.acceptable(given, norm))
     from momo_hf.optim.kernels import triton_model
@@ -45,6 +47,7 @@ def next_step(
 ) -> tuple[ModelState, Step]:
     """`model.next_step`, with its arguments and results."""
     if not in_one_launch(state.step):
+        state, given, sums, strayed, inputs_valid = for_formulas(state.step, state, given, sums, strayed, inputs_valid)
         return model.next_step(state, given, sums, strayed, inputs_valid, settings)
     from momo_hf.optim.kernels import triton_model
 
@@ -67,6 +70,9 @@ def next_averaged_step(
 ) -> tuple[ModelState, AverageState, AveragedStep]:
     """`averaged_model.next_averaged_step`, with its arguments and results."""
     if not in_one_launch(model_state.step):
+        model_state, state, given, sums, inputs_valid = for_formulas(
+            model_state.step, model_state, state, given, sums, inputs_valid
+        )
         return averaged_model.next_averaged_step(
             model_state, state, given, sums, inputs_valid, settings, power=power, polyak=polyak
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from momo_hf.optim.kernels import scalars
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group, Record, params_of
+from momo_hf.optim.steps.arithmetic import full_like, like, maximum, where
 from momo_hf.optim.steps.averaged_model import AveragedStep, AveragedSums, AverageState
 from momo_hf.optim.steps.elementwise import bounded, buffers_of, corrected, inner_product, lerp, take_in, zero_unless
 from momo_hf.optim.steps.given import Beginning, Given, settings_of
@@ -214,9 +215,9 @@ class Averaged(Kind):
         if bucket.start is not None:
             # The average of parameters that joined a running model is that of their own steps, weighted by their own k.
             # Steps never fall, so that this is less than w / Σ w for those that were there from the start.
-            own = own_weight(now.step.to(weight), bucket.group["averaging_power"])
-            weight = torch.where(update.accepted, weight.maximum(own), weight)
-        back = update.accepted.to(weight.dtype) * (1 / interpolation - 1)
+            own = own_weight(like(weight, now.step), bucket.group["averaging_power"])
+            weight = where(update.accepted, maximum(weight, own), weight)
+        back = where(update.accepted, full_like(weight, 1 / interpolation - 1), 0.0)
         factor, decay = update.factor.select(0, bucket.column), update.decay.select(0, bucket.column)
         return -back, factor * interpolation, decay, back + weight, 1 - weight, update.accepted
 

@@ -8,16 +8,17 @@ taken between them:
     τ = min(α, p avg[f(y) - f* + <g, z - y>]_+ / avg<g, D^{-1} g>)
     z <- z - τ D^{-1} g,    x <- x + (w / Σ w) (z - x),    w = k^r (largest τ so far)²
 
-As in `model` everything is arithmetic on 0-dim tensors and on vectors with an entry per parameter group, or two, without a
-Python branch on a value. Both averages start at 0 and have the weight 1-β, so that their quotient needs no correction.
+As in `model` everything is arithmetic on scalars and on vectors with an entry per parameter group, or two, without a Python
+branch on a value. Both averages start at 0 and have the weight 1-β, so that their quotient needs no correction.
 """
 
 from typing import NamedTuple
 
-from torch import Tensor, finfo, stack, where
+from torch import Tensor
 
+from momo_hf.optim.steps.arithmetic import full_like, largest, lerp, maximum, minimum, quotient, transaction, where
 from momo_hf.optim.steps.given import Given, Settings
-from momo_hf.optim.steps.model import ModelState, all_finite, average_weight, clip_gap
+from momo_hf.optim.steps.model import ModelState, average_weight, clip_gap
 
 
 class AverageState(NamedTuple):
@@ -99,25 +100,24 @@ def next_averaged_step(
     """
     loss, lr, beta = given.loss, given.lr, settings.beta
     cap = lr.max()  # α
-    zero = cap.new_zeros(())
-    ratio = where(cap > 0, lr / cap, 1.0)  # r_g; where a warmup starts at 0, the slope is averaged as the gap is
+    ratio = quotient(lr, cap, 1.0)  # r_g; where a warmup starts at 0, the slope is averaged as the gap is
     decay = lr * given.weight_decay  # a_g
-    shrinks = decay / (1 + decay) if settings.divide else zero
+    shrinks = decay / (1 + decay) if settings.divide else 0.0
     step = model.step + 1  # k
-    fstar = model.fstar.new_full((), settings.lb)
+    fstar = full_like(model.fstar, settings.lb)
 
     fed = clip_gap(loss, given.clip_factor, fstar)
-    gap = (fed - fstar + sums.ahead.sum() - (shrinks * sums.overlap).sum()).clamp(min=0)
-    gap_avg = state.gap_avg.lerp(gap, 1 - beta)
+    gap = maximum(fed - fstar + sums.ahead.sum() - (shrinks * sums.overlap).sum(), 0.0)
+    gap_avg = lerp(state.gap_avg, gap, 1 - beta)
     norm = (ratio * (1 - shrinks) * sums.norm_sq).sum()
-    norm_avg = state.norm_avg.lerp(norm, 1 - beta)
+    norm_avg = lerp(state.norm_avg, norm, 1 - beta)
     moves = norm_avg > 0
-    reach = where(moves, polyak * gap_avg / norm_avg, zero).clamp(max=finfo(gap.dtype).max)
-    tau = where(moves, reach.minimum(cap), zero)  # τ
-    tau_max = state.tau_max.maximum(tau)
-    weight = step**power * tau_max.square()  # w; the first iterates are far from where the last ones are
+    reach = minimum(quotient(polyak * gap_avg, norm_avg, 0.0), largest(gap))
+    tau = where(moves, minimum(reach, cap), 0.0)  # τ
+    tau_max = maximum(state.tau_max, tau)
+    weight = step**power * (tau_max * tau_max)  # w; the first iterates are far from where the last ones are
     weight_sum = state.weight_sum + weight
-    fraction = where(weight_sum > 0, weight / weight_sum, zero)
+    fraction = quotient(weight, weight_sum, 0.0)
 
     new_model = model._replace(
         step=step,
@@ -125,18 +125,15 @@ def next_averaged_step(
         polyak_lr=reach,
         capped=model.capped + (moves & (cap <= reach)),
         stalled=model.stalled + ((gap == 0) & (loss <= fstar)),
-        raw_loss_avg=model.raw_loss_avg.lerp(loss, average_weight(step, beta, settings.bias_correction)),
+        raw_loss_avg=lerp(model.raw_loss_avg, loss, average_weight(step, beta, settings.bias_correction)),
     )
     new_state = AverageState(gap_avg, norm_avg, tau_max, weight_sum)
     # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
-    sources = [tau, decay.sum(), fed, norm, *(values.sum() for values in sums)]
-    numbers = stack([*new_model, *new_state, *sources])
-    ok = all_finite(numbers) & inputs_valid
-    old = stack([*model, *state])
-    kept = where(ok, numbers.narrow(0, 0, len(old)), old).to(old.dtype).unbind()
-    kept_model = ModelState(*kept[: len(model)])
+    others = [tau, decay.sum(), fed, norm, *(values.sum() for values in sums)]
+    numbers, ok = transaction([*new_model, *new_state], [*model, *state], others, inputs_valid)
+    kept_model = ModelState(*numbers[: len(model)])
     return (
-        kept_model._replace(skipped=model.skipped + ok.logical_not()),
-        AverageState(*kept[len(model) :]),
-        AveragedStep(where(ok, tau * ratio, zero), where(ok, decay, zero), where(ok, fraction, zero), ok),
+        kept_model._replace(skipped=model.skipped + where(ok, 0.0, 1.0)),
+        AverageState(*numbers[len(model) :]),
+        AveragedStep(where(ok, tau * ratio, 0.0), where(ok, decay, 0.0), where(ok, fraction, 0.0), ok),
     )

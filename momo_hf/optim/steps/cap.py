@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from momo_hf.optim.record import Group
+from momo_hf.optim.steps.arithmetic import divided, minimum, or_else, root
 from momo_hf.optim.steps.given import Settings
 from momo_hf.optim.steps.model import ModelState
 from momo_hf.optim.steps.search import WINDOW, SearchState
@@ -15,17 +16,17 @@ from momo_hf.optim.steps.search import WINDOW, SearchState
 LEFT_OF_LOSS = 0.1
 
 
-def warmup(state: SearchState, step: Tensor) -> Tensor:
+def warmup(steps: Tensor, step: Tensor) -> Tensor:
     """The factor of the cap for step j of training, 0-dim: it rises to 1 in as many steps as the search took.
 
     Adam's moments are young again and the weights where training begins; a warmup as long as the search was worth 3 to
     10 % on transformers.
 
     Args:
-        state: after the search.
+        steps: of the search.
         step: j, counted from the end of the search.
     """
-    return (step / state.steps).clamp(max=1.0)
+    return minimum(divided(step, steps), 1.0)
 
 
 def whole_until(state: SearchState, lb: float) -> Tensor:
@@ -55,10 +56,10 @@ def fall(until: Tensor, model: ModelState, settings: Settings) -> Tensor:
         settings: the shared options.
     """
     # Not `debias`, whose digits nobody needs here, and which is one call more on a device.
-    rho = 1 - settings.beta**model.step if settings.bias_correction else model.step.clamp(max=1)
-    gap = model.raw_loss_avg / rho - settings.lb
+    rho = 1 - settings.beta**model.step if settings.bias_correction else minimum(model.step, 1.0)
+    gap = divided(model.raw_loss_avg, rho) - settings.lb
     # What is not known yet is no number, as 0 / 0, and the root of what lies below the bound is none either.
-    return (gap / until).clamp(max=1).sqrt().nan_to_num(nan=1.0)
+    return or_else(root(minimum(divided(gap, until), 1.0)), 1.0)
 
 
 def shares(groups: list[Group], state: Mapping[Tensor, Any], others: float) -> list[float]:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from momo_hf.optim.kernels.contract import Kernels
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group, params_of
 from momo_hf.optim.steps.given import Beginning, Given
@@ -69,9 +70,7 @@ def take_planned_step(
     norm = norm_of(given, buckets) if known else None
     beginning = kind.begin(groups, given, norm)
     beside = kind.beside(params, buckets, layouts, given.loss)
-    kernels = [
-        made(type(kind), bucket, now_of(kind, bucket, beginning, known, made.corrects)) for made, bucket in plan.parts
-    ]
+    kernels = [made(type(kind), bucket, now_of(kind, made, bucket, beginning, known)) for made, bucket in plan.parts]
 
     sums: dict[Layout | None, list[Tensor | None]] = {layout: [None] * len(given.lr) for layout in layouts}
     for part in kernels if not given.dropped else ():
@@ -128,20 +127,18 @@ def norm_of(given: Given, buckets: list[Bucket]) -> Tensor:
     return sum(norms[1:], norms[0]) if norms else torch.zeros_like(given.loss)
 
 
-def now_of(kind: Kind, bucket: Bucket, beginning: Beginning, finite_known: bool, bare: bool) -> Now:
-    """The numbers of a step for the parameters of a bucket; `bare` without those that follow from k."""
-    device, dtype = bucket.device, bucket.dtype
-    step = beginning.step if bucket.start is None else beginning.step - bucket.start
-    step = step.to(device, dtype)
-    method, options, corrects = bucket.method, bucket.options, bucket.group["bias_correction"]
-    now = Now(
-        step=step,
-        weight=beginning.weight.to(device, dtype),
-        correction=debias(bucket.beta, step).reciprocal() if corrects and not bare else None,
-        options=options if bare else options | method.corrections(step, options),
-        inputs_valid=beginning.inputs_valid.to(device) if finite_known else None,
-    )
-    if bare or not kind.looks_back:
+def now_of(kind: Kind, made: type[Kernels], bucket: Bucket, beginning: Beginning, finite_known: bool) -> Now:
+    """The numbers of a step for a set of kernels and the parameters of a bucket."""
+    step = made.number_for(bucket, beginning.step if bucket.start is None else beginning.step - bucket.start)
+    weight = made.number_for(bucket, beginning.weight)
+    inputs_valid = made.number_for(bucket, beginning.inputs_valid) if finite_known else None
+    method, options = bucket.method, bucket.options
+    if made.corrects:
+        return Now(step, weight, None, options, inputs_valid)
+    corrects = bucket.group["bias_correction"]
+    correction = debias(bucket.beta, step).reciprocal() if corrects else None
+    now = Now(step, weight, correction, options | method.corrections(step, options), inputs_valid)
+    if not kind.looks_back:
         return now
     before = step - 1
     return now._replace(

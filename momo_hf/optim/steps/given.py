@@ -52,7 +52,7 @@ def settings_of(group: Group) -> Settings:
 
 
 class Beginning(NamedTuple):
-    """What is known before the first pass; 0-dim tensors.
+    """What is known before the first pass; 0-dim tensors, or Python's numbers, see `arithmetic`.
 
     Attributes:
         step: k.

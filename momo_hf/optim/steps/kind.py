@@ -38,7 +38,8 @@ class How(NamedTuple):
 
 
 class Now(NamedTuple):
-    """Numbers of a step for the parameters of a bucket: 0-dim, on their device, in the dtype to compute in.
+    """Numbers of a step for the parameters of a bucket: 0-dim, on their device, in the dtype to compute in; or Python's, for a
+    kernel set that reads them.
 
     Attributes:
         step: k; parameters that joined a running model have had fewer steps.
@@ -164,13 +165,14 @@ class Kind(ABC):
             beside: the sum of what `beside` gave, 0-dim.
 
         Returns:
-            A NamedTuple with `factor`, the step sizes, shaped as `Given.lr` or 0-dim, and `accepted`, 0-dim bool, at least.
+            A NamedTuple with `factor`, the step sizes, shaped as `Given.lr` or 0-dim, and `accepted`, 0-dim bool, at least; in
+            tensors or in Python's numbers, see `arithmetic`.
         """
 
     @staticmethod
     @abstractmethod
     def numbers(update: Any, bucket: Bucket, now: Now) -> tuple[Tensor, ...]:
-        """What the second pass over a bucket is given of the step, 0-dim; bool, or in the dtype to compute in."""
+        """What the second pass over a bucket is given of the step: numbers and flags, in tensors or Python's as `update` is."""
 
     def finish(  # noqa: B027 - most kinds have nothing to do
         self,

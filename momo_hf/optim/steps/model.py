@@ -1,7 +1,7 @@
 """The scalar side of the paper's step: the averaged loss, the drift of its model, the lower bound and the step size.
 
-Everything here is arithmetic on 0-dim tensors and on vectors with one entry per parameter group: no parameters,
-no devices, no Python branch on a value. Symbols beside the code (`f̄`, `c`, `ρ`, `τ`, ...) are those of the paper
+Everything here is arithmetic on scalars and on vectors with one entry per parameter group, be it on tensors or on the host
+(see `arithmetic`): no parameters, no devices, no Python branch on a value. Symbols beside the code (`f̄`, `c`, `ρ`, `τ`, ...) are those of the paper
 (Schaipp et al., ICML 2024, arXiv 2305.07583).
 
 One identity is not in the paper. With `d` the momentum and `γ` the average of `<g_j, x_j>`, the model needs
@@ -24,8 +24,21 @@ For a direction that is linear in d this is the paper's step, whose τ is τ/ρ 
 import math
 from typing import NamedTuple
 
-from torch import Tensor, cat, finfo, full_like, stack, where
+from torch import Tensor
 
+from momo_hf.optim.steps.arithmetic import (
+    all_finite,
+    expm1,
+    full_like,
+    largest,
+    lerp,
+    maximum,
+    minimum,
+    or_else,
+    quotient,
+    transaction,
+    where,
+)
 from momo_hf.optim.steps.given import Given, Settings
 
 
@@ -85,7 +98,7 @@ class Step(NamedTuple):
 
 def debias(beta: float, step: Tensor) -> Tensor:
     """1 - β^k, through expm1 because in float32 the plain formula loses five digits on the first steps of β = 0.999."""
-    return -(step * (math.log(beta) if beta > 0 else -math.inf)).expm1()
+    return -expm1(step * (math.log(beta) if beta > 0 else -math.inf))
 
 
 def average_weight(step: Tensor, beta: float, bias_correction: bool) -> Tensor:
@@ -105,19 +118,14 @@ def acceptable(given: Given, norm: Tensor | None = None) -> Tensor:
     `norm` is not finite where the gradients are not, or None where nobody has looked.
     """
     clip_factor = given.clip_factor
-    numbers = [value.view(1) for value in (given.loss, clip_factor, norm) if value is not None]
-    ok = all_finite(cat([*numbers, given.lr, given.weight_decay])) & (given.lr.min() >= 0)
+    numbers = (value for value in (given.loss, clip_factor, norm) if value is not None)
+    ok = all_finite([*numbers, given.lr, given.weight_decay]) & (given.lr.min() >= 0)
     return ok if clip_factor is None else ok & (clip_factor >= 0)
-
-
-def all_finite(numbers: Tensor) -> Tensor:
-    """Whether no number is infinite or NaN, 0-dim; only of these a difference to itself is not 0."""
-    return (numbers - numbers).any().logical_not()
 
 
 def with_drift(state: ModelState, moved: Tensor | None) -> ModelState:
     """The state with <d, what the parameters did> added, unless that is None or not finite, so that nothing is known."""
-    return state if moved is None else state._replace(drift=state.drift + moved.nan_to_num(0.0, 0.0, 0.0))
+    return state if moved is None else state._replace(drift=state.drift + or_else(moved, 0.0))
 
 
 def next_step(
@@ -142,16 +150,15 @@ def next_step(
     loss, lr, (lb, beta, bias_correction, use_fstar, divide) = given.loss, given.lr, settings
     state = with_drift(state, strayed)
     cap = lr.max()  # α
-    zero = cap.new_zeros(())
-    ratio = where(cap > 0, lr / cap, zero)  # r_g
+    ratio = quotient(lr, cap, 0.0)  # r_g
     decay = lr * given.weight_decay  # a_g
     step = state.step + 1  # k
     rho = debias(beta, step) if bias_correction else 1.0  # ρ_k
-    fstar = state.fstar if use_fstar else state.fstar.new_full((), lb)
+    fstar = state.fstar if use_fstar else full_like(state.fstar, lb)
 
     weight = average_weight(step, beta, bias_correction)
     fed = clip_gap(loss, given.clip_factor, fstar)
-    loss_avg = state.loss_avg.lerp(fed, weight)  # f̄_k
+    loss_avg = lerp(state.loss_avg, fed, weight)  # f̄_k
     drift = (1.0 - weight) * state.drift  # c_k
     dual_norm, overlap = sums.dual_norm_sq / rho, sums.overlap / rho  # n_g, s_g, of d̂
     height = (loss_avg + drift) / rho  # f̂ + ĉ
@@ -160,15 +167,15 @@ def next_step(
     value = height - shrunk  # A
     slope = (ratio / (1 + decay) * dual_norm).sum()  # B, which is also -<d̂_k, x_{k+1} - x_k> / τ, apart from the decay
     if use_fstar:
-        fstar = where(value < fstar, (value / 2).clamp(min=lb), fstar)
-    gap = (value - fstar).clamp(min=0)
+        fstar = where(value < fstar, maximum(value / 2, lb), fstar)
+    gap = maximum(value - fstar, 0.0)
     moves = slope > 0
-    polyak = where(moves, gap / slope, zero).clamp(max=finfo(gap.dtype).max)
-    tau = where(moves, polyak.minimum(cap), zero)  # τ
+    polyak = minimum(quotient(gap, slope, 0.0), largest(gap))
+    tau = where(moves, minimum(polyak, cap), 0.0)  # τ
 
     inner = (tau * ratio * dual_norm).sum()
     if use_fstar:
-        fstar = (height - inner / 2).clamp(min=lb)
+        fstar = maximum(height - inner / 2, lb)
     if divide:  # <d̂_k, x_{k+1} - x_k>
         moved = -(tau * slope + shrunk)
     else:
@@ -183,13 +190,10 @@ def next_step(
         capped=state.capped + (moves & (cap <= polyak)),
         skipped=state.skipped,
         stalled=state.stalled + (moves & (gap == 0)),
-        raw_loss_avg=state.raw_loss_avg.lerp(loss, weight),
+        raw_loss_avg=lerp(state.raw_loss_avg, loss, weight),
     )
     # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
-    numbers = stack([*new, tau, decay.sum(), fed, dual_norm.sum(), overlap.sum(), slope, sums.grad_norm_sq.sum()])
-    ok = all_finite(numbers) & inputs_valid
-    old = stack(state)
-    kept = ModelState(*where(ok, numbers.narrow(0, 0, len(new)), old).to(old.dtype).unbind())
-    kept = kept._replace(skipped=state.skipped + ok.logical_not())
-    factor = where(ok, tau * ratio, zero)
-    return kept, Step(factor, where(ok, decay, zero), ok)
+    others = [tau, decay.sum(), fed, dual_norm.sum(), overlap.sum(), slope, sums.grad_norm_sq.sum()]
+    numbers, ok = transaction(new, state, others, inputs_valid)
+    kept = ModelState(*numbers)._replace(skipped=state.skipped + where(ok, 0.0, 1.0))
+    return kept, Step(where(ok, tau * ratio, 0.0), where(ok, decay, 0.0), ok)
