@@ -5,8 +5,9 @@ On a CPU a look at a number costs nothing, so that a step that is to be dropped 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import accumulate, chain, islice
 from operator import add
 from typing import Any
 
@@ -47,9 +48,9 @@ class Fused(Kernels):
     @cached_property
     def pieces(self) -> list[ByRole]:
         """The lists of every piece, by roles."""
-        division, pieces, _ = self.bucket.made(divided)
-        grads = division.of(self.bucket.roles["grad"], self.bucket.roles["param"])
-        return [{**own, "grad": grad} for own, grad in zip(pieces, grads)]
+        made = self.bucket.made(divided)
+        grads = made.division.of(self.bucket.roles["grad"], self.bucket.roles["param"])
+        return [{**own, "grad": grad} for own, grad in zip(made.pieces, grads)]
 
     @cached_property
     def directions(self) -> list[list[Tensor] | None]:
@@ -148,7 +149,7 @@ class FusedMomentum(Fused):
         return tensors[self.vector]
 
     def move(self, tensors: ByRole, target: str, factor: float) -> None:
-        torch._foreach_add_(tensors[target], tensors[self.vector], alpha=-factor / self.rho)
+        sgd(tensors[target], tensors[self.vector], [], lr=factor / self.rho)
 
 
 class FusedAdam(Fused):
@@ -165,26 +166,28 @@ class FusedAdam(Fused):
         fits = bucket.group["bias_correction"] and small and 1 - beta2 > 2**-26
         return super().take(bucket, finite_known) if fits else (bucket.empty, bucket)
 
-    _filled = 0
-
     @cached_property
     def count(self) -> Tensor:
         """k, as the kernel wants it."""
         return torch.tensor(self.step, dtype=torch.float32)
 
     @cached_property
-    def room(self) -> Tensor:
-        """Where u is kept, of as many pieces as there is room for."""
-        return memory.keep(self, size_of(self.bucket.roles["param"]))
+    def places(self) -> Iterator[list[Tensor]]:
+        """Where u of the pieces is kept, one after the other, of as many as there is room for."""
+        sizes = self.bucket.made(divided).sizes
+        room = memory.keep(self, sum(map(sum, sizes)))
+        ends = accumulate(map(sum, sizes))
+        sizes = [own for own, end in zip(sizes, ends) if end <= room.numel()]
+        flat = iter(room[: sum(map(sum, sizes))].split([*chain.from_iterable(sizes)]))
+        return iter([[*islice(flat, len(own))] for own in sizes])
 
     def absorb(self, tensors: ByRole) -> float:
         vector, (beta1, beta2) = tensors[self.vector], self.bucket.options["betas"]
-        end = self._filled + size_of(vector)
-        if end <= self.room.numel():
-            u = tensors["direction"] = views(self.room[self._filled : end], vector)
-            self._filled = end
-        else:
+        u = next(self.places, None)
+        if u is None:
             u = views(memory.room("spare", size_of(vector)), vector)
+        else:
+            tensors["direction"] = u
         averaged = self.vector == "exp_avg"
         momentum = vector if averaged else views(memory.room("unread", size_of(vector)), vector)
         betas = (beta1 if averaged else 0.0, beta2)
@@ -206,7 +209,7 @@ class FusedAdam(Fused):
         if u is None:
             self.apply(tensors, tensors[target], self.vector, factor / self.rho, self.step)
         else:
-            torch._foreach_add_(tensors[target], u, alpha=-factor)
+            sgd(tensors[target], u, [], lr=factor)
 
     def apply(
         self, tensors: ByRole, target: list[Tensor], vector: str, factor: float, step: float, decay: float = 0.0

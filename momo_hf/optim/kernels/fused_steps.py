@@ -54,17 +54,17 @@ class FusedAveraged(Fused):
         if ok and u is not None and kept and not self.how.decays:
             # As below, in other words: z - y <- kept (z - y) - kept reach u, and y from what it is then.
             sgd(y, u, ahead, lr=-(to_x + to_y) / kept, momentum=kept, dampening=1 + kept * reach)
-            torch._foreach_add_(y, u, alpha=to_x * reach)
+            sgd(y, u, [], lr=-to_x * reach)
         elif ok:
             pulls = torch._foreach_mul(y, pull) if self.how.decays and not self.how.divide else None
-            torch._foreach_add_(y, ahead, alpha=to_x)  # x
+            sgd(y, ahead, [], lr=-to_x)  # x
             self.move(tensors, "ahead", reach)
             if pulls is not None:
                 torch._foreach_sub_(ahead, pulls)
             elif self.how.decays:
-                torch._foreach_add_(ahead, y, alpha=-pull)
+                sgd(ahead, y, [], lr=pull)
                 torch._foreach_div_(ahead, 1 + decay)
-            torch._foreach_add_(y, ahead, alpha=to_y)
+            sgd(y, ahead, [], lr=-to_y)
             torch._foreach_mul_(ahead, kept)
         if self.bucket.stored != self.bucket.dtype:
             tensors["param"] = y

@@ -11,7 +11,7 @@ from momo_hf.optim.tensors.chunks import batches, order_of
 
 
 # Elements of a list, and of a part of a larger tensor.
-TOGETHER = 1 << 16
+TOGETHER = 1 << 17
 PART = 1 << 19
 # Below this number, copying tensors side by side costs less than a call for each.
 SMALL = 1 << 12
@@ -63,11 +63,13 @@ class Divided(NamedTuple):
     Attributes:
         division: into lists.
         pieces: the lists of every piece, by roles, without gradients.
+        sizes: the numbers of elements in them.
         wide: whether all tensors have the dtype to compute in.
     """
 
     division: Division
     pieces: list[ByRole]
+    sizes: list[list[int]]
     wide: bool
 
 
@@ -77,7 +79,8 @@ def divided(bucket: Bucket) -> Divided:
     division = Division([p.numel() for p in params], bucket.group["foreach"] is not False)
     roles = {role: division.of(tensors, params) for role, tensors in bucket.roles.items() if role != "grad"}
     wide = all(t.dtype == bucket.dtype for tensors in bucket.roles.values() for t in tensors)
-    return Divided(division, [dict(zip(roles, column)) for column in zip(*roles.values())], wide)
+    sizes = [[t.numel() for t in together] for together in roles["param"]]
+    return Divided(division, [dict(zip(roles, column)) for column in zip(*roles.values())], sizes, wide)
 
 
 def inner(xs: list[Tensor], ys: list[Tensor]) -> float:
