@@ -28,6 +28,10 @@ def scaled():
     return made
 
 
+def given(*arguments):
+    return lambda: arguments
+
+
 def rows(count):
     return torch.arange(16.0 * count).view(count, 16)
 
@@ -35,7 +39,7 @@ def rows(count):
 def test_later_calls_are_not_checked_whatever_the_size(scaled):
     for number, count in enumerate((3, 5, 8, 2)):
         x, weight = rows(count), torch.tensor(1.0 + number)
-        (found,) = scaled("twice", count, [x, weight], x, weight, 2.0)
+        (found,) = scaled("twice", count, [x, weight], given(x, weight, 2.0))
         torch.testing.assert_close(x, 2.0 * weight * rows(count))
         torch.testing.assert_close(found, x.sum())
     assert scaled.checks == 1
@@ -44,7 +48,7 @@ def test_later_calls_are_not_checked_whatever_the_size(scaled):
 def test_other_constants_have_code_of_their_own(scaled):
     for factor in (2.0, 3.0, 2.0, 3.0):
         x, weight = rows(3), torch.tensor(1.0)
-        scaled(factor, 3, [x, weight], x, weight, factor)
+        scaled(factor, 3, [x, weight], given(x, weight, factor))
         torch.testing.assert_close(x, factor * rows(3))
     assert scaled.checks == 2
 
@@ -55,7 +59,7 @@ def test_another_number_of_threads_is_checked(scaled):
         for number in (1, 2, 1):
             torch.set_num_threads(number)
             x, weight = rows(3), torch.tensor(1.0)
-            scaled("twice", 3, [x, weight], x, weight, 2.0)
+            scaled("twice", 3, [x, weight], given(x, weight, 2.0))
     finally:
         torch.set_num_threads(threads)
     assert scaled.checks == 2
@@ -64,18 +68,18 @@ def test_another_number_of_threads_is_checked(scaled):
 def test_what_cannot_be_told_apart_is_checked_every_time(scaled):
     for _ in range(3):
         x, weight = rows(3), torch.tensor(1.0)
-        scaled("twice", None, [x, weight], x, weight, 2.0)  # several sizes
+        scaled("twice", None, [x, weight], given(x, weight, 2.0))  # several sizes
         x = rows(3)
-        scaled("twice", 3, [x, weight, weight], x, weight, 2.0)  # one tensor in two places
+        scaled("twice", 3, [x, weight, weight], given(x, weight, 2.0))  # one tensor in two places
         x = rows(3)
-        scaled("twice", 4, [x, weight], x, weight, 2.0)  # a size that is none
+        scaled("twice", 4, [x, weight], given(x, weight, 2.0))  # a size that is none
     assert scaled.checks == 9
 
 
 def test_no_tensor_is_kept(scaled):
     for _ in range(2):
         x, weight = rows(3), torch.tensor(1.0)
-        scaled("twice", 3, [x, weight], x, weight, 2.0)
+        scaled("twice", 3, [x, weight], given(x, weight, 2.0))
         gone = weakref.ref(x)
         del x
         assert gone() is None

@@ -32,10 +32,16 @@ class Batch(NamedTuple):
     Attributes:
         tensors: the tensors by role, of one shape: rows of single tensors, or a stack of whole ones.
         stack: the piece that a stack was read from.
+        places: those of single tensors in the bucket.
+        size: the number of rows.
+        dtypes: of all tensors.
     """
 
     tensors: list[Tensors]
     stack: Piece | None = None
+    places: tuple[int, ...] = ()
+    size: int | None = None
+    dtypes: tuple[torch.dtype, ...] = ()
 
 
 class Compiled(Plain):
@@ -73,10 +79,12 @@ class Compiled(Plain):
         """The tensors of every call."""
         if self.method.whole:
             return [Batch([piece.read_all(piece.roles)], piece) for piece in self.pieces]
-        grads = [as_rows(grad) for grad in self.bucket.roles["grad"]]
-        return [
-            Batch([{**roles, "grad": grads[i]} for i, roles in together]) for together in self.bucket.made(batches_of)
-        ]
+        grads, batches = [as_rows(grad) for grad in self.bucket.roles["grad"]], []
+        for batch in self.bucket.made(batches_of):
+            own = [grads[place] for place in batch.places]
+            tensors = [{**roles, "grad": grad} for roles, grad in zip(batch.tensors, own)]
+            batches.append(batch._replace(tensors=tensors, dtypes=(*batch.dtypes, *(grad.dtype for grad in own))))
+        return batches
 
     def first(self) -> Tensor:
         return self._pass(self.kind.first_access(self.method, self.how), True, ())
@@ -89,32 +97,34 @@ class Compiled(Plain):
     def _pass(self, access: Access, first: bool, numbers: tuple[Tensor, ...]) -> Tensor:
         """One pass over all batches; what a costly method keeps stays among their tensors."""
         constants, scalars = self.parted
+        scalars = [*scalars, *numbers]
+        constants = constants, *(number.dtype for number in numbers)
         there = self.batches[0].tensors[0]
         roles = [role for role in dict.fromkeys((*access.reads, *access.writes, "direction")) if role in there]
         # Stacks have several sizes, and a direction may be one of the arguments.
         plain = self.bucket.device.type == "cpu" and not self.method.whole and not self.method.costly
+        counts = {len(batch.tensors) for batch in self.batches}
+        functions = {count: compiled(self.kind, self.method, self.how, count, first) for count in counts}
         found = []
         for batch in self.batches:
-            tensors = [own[role] for own in batch.tensors for role in roles] + scalars + [*numbers]
-            key = constants, *(t.dtype for t in tensors)
-            function = compiled(self.kind, self.method, self.how, len(batch.tensors), first)
-            given = [{role: own[role] for role in roles} for own in batch.tensors]
-            size = len(tensors[0]) if plain else None
-            sums, *directions = function(key, size, tensors, given, self.now, numbers)
+            tensors = [own[role] for own in batch.tensors for role in roles] + scalars
+            given = functools.partial(arguments, batch, roles, self.now, numbers)
+            key, size = (constants, batch.dtypes), batch.size if plain else None
+            sums, *directions = functions[len(batch.tensors)](key, size, tensors, given)
             for own, direction in zip(batch.tensors, directions):
                 own["direction"] = direction
             if batch.stack is not None:
                 batch.stack.write_all(batch.tensors[0], access.writes)
             found.append(sums)
-        return torch.stack(found).sum(0)
+        return sum(found[1:], found[0]) if len(found[0]) else found[0]
 
     @cached_property
-    def parted(self) -> tuple[str, list[Tensor]]:
+    def parted(self) -> tuple[Any, list[Tensor]]:
         """What is constant to the compiler in the numbers of the step, in words, and the tensors among them."""
         now, before = self.now, self.now.options_before or {}
         named = {**now._asdict(), **now.options, **{f"{name} before": value for name, value in before.items()}}
         del named["options"], named["options_before"]
-        constants = {name: None if isinstance(value, Tensor) else repr(value) for name, value in named.items()}
+        constants = {name: value.dtype if isinstance(value, Tensor) else repr(value) for name, value in named.items()}
         return str(constants), [value for value in named.values() if isinstance(value, Tensor)]
 
 
@@ -126,20 +136,25 @@ class CompiledRest(Compiled):
         return chunks.PACKED
 
 
-def batches_of(bucket: Bucket) -> list[list[tuple[int, Tensors]]]:
-    """What shares a call, because that costs tens of microseconds: tensors of one size, as layers have them; of each its place in
-    the bucket and its rows by roles, without gradients.
-    """
+def batches_of(bucket: Bucket) -> list[Batch]:
+    """What shares a call, because that costs tens of microseconds: tensors of one size, as layers have them, without gradients."""
     roles = {role: map(as_rows, tensors) for role, tensors in bucket.roles.items() if role != "grad"}
     by_size: dict[int, list[tuple[int, Tensors]]] = {}
     for i, row in enumerate(zip(*roles.values())):
-        by_size.setdefault(row[0].numel(), []).append((i, dict(zip(roles, row))))
+        by_size.setdefault(len(row[0]), []).append((i, dict(zip(roles, row))))
     batches = []
-    for alike in by_size.values():
+    for size, alike in by_size.items():
         full = len(alike) - len(alike) % BATCH
-        batches += [alike[i : i + BATCH] for i in range(0, full, BATCH)]
-        batches += [[one] for one in alike[full:]]
+        for together in [*(alike[i : i + BATCH] for i in range(0, full, BATCH)), *([one] for one in alike[full:])]:
+            places, tensors = zip(*together)
+            dtypes = tuple(t.dtype for own in tensors for t in own.values())
+            batches.append(Batch([*tensors], None, places, size, dtypes))
     return batches
+
+
+def arguments(batch: Batch, roles: list[str], now: Now, numbers: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """What a compiled function is called with."""
+    return [{role: own[role] for role in roles} for own in batch.tensors], now, numbers
 
 
 def as_rows(tensor: Tensor) -> Tensor:

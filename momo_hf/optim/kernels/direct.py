@@ -35,20 +35,22 @@ class Direct:
         compiled = torch.compile(function, dynamic=True, backend=self._compile, **compile_options())
         self._checked = constant_floats(compiled)
 
-    def __call__(self, key: Hashable, size: int | None, tensors: list[Tensor], *arguments: Any) -> Sequence[Tensor]:
+    def __call__(
+        self, key: Hashable, size: int | None, tensors: list[Tensor], arguments: Callable[[], tuple[Any, ...]]
+    ) -> Sequence[Tensor]:
         """Call the function.
 
         Args:
             key: of all that is constant in the arguments, whatever could make other code necessary.
             size: the only one that varies; None where there are others, and torch.compile has to look at every call.
             tensors: all that are in the arguments, in an order that the key determines.
-            arguments: those of the function.
+            arguments: makes those of the function.
         """
         where = key, torch.get_num_threads()
         if size is not None and where in self._known:
             code, places = self._known[where]
             return code(*[size if place is None else tensors[place] for place in places])
-        found = self._checked(*arguments)
+        found = self._checked(*arguments())
         if size is not None and self._ran is not None:
             code, given = self._ran
             if (told := places_of(given, size, tensors)) is not None:
