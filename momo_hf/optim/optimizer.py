@@ -138,7 +138,7 @@ class MomoOptimizer(LossIntake, Stateful):
         if self._searching and not self.state:
             self._searching = begins(groups)  # not where a schedule brings rates of its own
         init_state(groups, self.state, self.methods, self._searching)
-        like = MODEL.read(groups).step
+        like = MODEL.first(groups)
         kind: Kind = self._ramp if self._searching else self._averaged if self.averages else self._modelled
         lr = self._rates.coming(groups, self.state, self._searching)
         given = Given(

@@ -70,7 +70,7 @@ class Rates:
             state: per parameter.
             searching: whether the step is one of a search, which has sizes of its own.
         """
-        like = MODEL.read(groups).step
+        like = MODEL.first(groups)
         lr = self._in_force(groups, like)
         if groups[0]["averaging"] and isinstance(lr, Tensor):
             before = self._of(groups, "lr_max", like)
@@ -85,7 +85,7 @@ class Rates:
         """α_g of the last step that was taken, shaped as in `coming`; after a load what it would be now."""
         if self._taken is not None:
             return self._taken
-        like = MODEL.read(groups).step
+        like = MODEL.first(groups)
         return self._after_search(groups, state, self._in_force(groups, like), like, 0)
 
     def _after_search(

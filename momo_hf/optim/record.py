@@ -35,7 +35,12 @@ class Record(Generic[T]):
     def read(self, groups: list[Group]) -> T:
         """The record of the first group, on the device where the scalars live."""
         home = home_of(groups)
-        return self.made(*(groups[0][key].to(home) for key in self.keys))
+        values = map(groups[0].__getitem__, self.keys)
+        return self.made(*(value if value.device == home else value.to(home) for value in values))
+
+    def first(self, groups: list[Group]) -> Tensor:
+        """Its first number alone, likewise."""
+        return groups[0][self.keys[0]].to(home_of(groups))
 
     def write(self, groups: list[Group], values: T) -> None:
         """Store it in every group: all have the same tensors."""

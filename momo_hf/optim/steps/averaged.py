@@ -179,7 +179,7 @@ class Averaged(Kind):
     # ---- The scalars ----
 
     def begin(self, groups: list[Group], given: Given, norm: Tensor | None) -> Beginning:
-        return scalars.begin(MODEL.read(groups).step, given, norm, settings_of(groups[0]))
+        return scalars.begin(MODEL.first(groups), given, norm, settings_of(groups[0]))
 
     def beside(
         self, params: list[Tensor], buckets: list[Bucket], layouts: Mapping[Layout | None, bool], like: Tensor

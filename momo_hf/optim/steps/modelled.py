@@ -92,7 +92,7 @@ class Modelled(Kind):
         return left_by(momentum, param, how, zeros_like(now.weight))
 
     def begin(self, groups: list[Group], given: Given, norm: Tensor | None) -> Beginning:
-        return scalars.begin(MODEL.read(groups).step, given, norm, settings_of(groups[0]))
+        return scalars.begin(MODEL.first(groups), given, norm, settings_of(groups[0]))
 
     def beside(
         self, params: list[Tensor], buckets: list[Bucket], layouts: Mapping[Layout | None, bool], like: Tensor

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from momo_hf.optim.steps.elementwise import inner_product
 from momo_hf.optim.tensors.buckets import Bucket
-from momo_hf.optim.tensors.sharding import Layout, dtensor_type, is_dtensor, local, sum_over_shards
+from momo_hf.optim.tensors.sharding import Layout, has_dtensors, is_dtensor, local, sum_over_shards
 
 
 Marks = list[tuple[int, ...]]
@@ -148,8 +148,7 @@ def versions(tensors: list[Tensor]) -> dict[int, int]:
 
 def marks(params: list[Tensor]) -> Marks:
     """What changes when a tensor is written in place or put elsewhere, without a look at its values."""
-    dtensor = dtensor_type()
-    if not any(isinstance(p, dtensor) for p in params):
+    if not has_dtensors(params):
         return list(zip(map(VERSION, params), map(PLACE, params)))
     # Operations on a DTensor raise its own version, those on its part the version of the part.
     parts = [p._local_tensor if is_dtensor(p) else p for p in params]

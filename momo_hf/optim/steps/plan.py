@@ -8,7 +8,7 @@ who offloads the state does.
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_, methodcaller
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +21,18 @@ from momo_hf.optim.record import Group
 from momo_hf.optim.steps.kind import Kind
 from momo_hf.optim.steps.movement import PLACE
 from momo_hf.optim.tensors.buckets import Bucket, alike_groups, sort_into_buckets, values_of
-from momo_hf.optim.tensors.sharding import Layout, dtensor_type
+from momo_hf.optim.tensors.sharding import Layout, has_dtensors
 
 
 # Options that decide which groups are alike, and nothing else.
 RATES = ("lr", "lr_max")
+
+ON_CPU, GRAD, FORM, STRIDE = (
+    attrgetter("is_cpu"),
+    attrgetter("grad"),
+    attrgetter("dtype", "layout"),
+    methodcaller("stride"),
+)
 
 
 class Seen(NamedTuple):
@@ -94,15 +101,14 @@ def plan_for(
     """
     alike = alike_groups(groups, options)
     seen = None
-    dtensor = dtensor_type()
-    if all(p.is_cpu and not isinstance(p, dtensor) for p in params) and not any(layouts):
+    if all(map(ON_CPU, params)) and not has_dtensors(params) and not any(layouts):
         names = (*(name for name in options if name not in RATES), "tables", "embeddings")
         values = [values_of(group, names) for group in groups]
         entries = chain.from_iterable(map(dict.values, state.values()))
         tensors = [*params, *(value for value in entries if isinstance(value, Tensor))]
         seen = Seen(
-            [alike, others, finite_known, values, [p.stride() for p in params]],
-            [None if (grad := p.grad) is None else (grad.dtype, grad.layout) for p in params],
+            [alike, others, finite_known, values, list(map(STRIDE, params))],
+            [None if grad is None else FORM(grad) for grad in map(GRAD, params)],
             list(map(PLACE, tensors)),
             tensors,
         )

@@ -117,7 +117,7 @@ class Ramp(Kind):
         return ()
 
     def begin(self, groups: list[Group], given: Given, norm: Tensor | None) -> Beginning:
-        return scalars.begin(SEARCH.read(groups).steps, given, norm, settings_of(groups[0]))
+        return scalars.begin(SEARCH.first(groups), given, norm, settings_of(groups[0]))
 
     def decide(self, groups: list[Group], given: Given, beginning: Beginning, sums: Tensor, beside: Tensor) -> Move:
         group, model = groups[0], MODEL.read(groups)

@@ -5,6 +5,7 @@ has to go over the processes that hold the other parts; processes that hold copi
 """
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch.distributed as dist
@@ -24,6 +25,12 @@ def dtensor_type() -> type | tuple[()]:
 def is_dtensor(value: Any) -> TypeGuard["DTensor"]:
     """Whether it is a DTensor."""
     return isinstance(value, dtensor_type())
+
+
+def has_dtensors(tensors: Iterable[Tensor]) -> bool:
+    """Whether some are DTensors."""
+    kinds, dtensor = set(map(type, tensors)), dtensor_type()
+    return any(issubclass(kind, dtensor) for kind in kinds)
 
 
 class Layout(NamedTuple):
@@ -56,8 +63,9 @@ def layout_of(tensor: Tensor, shard_group: dist.ProcessGroup | None = None) -> L
 
 def layouts_of(tensors: list[Tensor], shard_group: dist.ProcessGroup | None = None) -> list[Layout | None]:
     """`layout_of` of many parameters, without a call for each plain one."""
-    split, dtensor = shard_group is not None, dtensor_type()
-    return [layout_of(t, shard_group) if split or isinstance(t, dtensor) else None for t in tensors]
+    if shard_group is None and not has_dtensors(tensors):
+        return [None] * len(tensors)
+    return [layout_of(t, shard_group) for t in tensors]
 
 
 def local(tensor: Tensor) -> Tensor:
