@@ -1,6 +1,7 @@
 """The plain passes over large tensors, through `torch.compile`."""
 
 import functools
+import operator
 from collections import Counter
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -189,12 +190,14 @@ def compiled(kind: type[Kind], method: Method, how: How, count: int, first: bool
             else:
                 wide |= {"direction": tensors["direction"]} if method.costly and how.moves else {}
                 found = kind.second(method, wide, now, how, numbers)
-            # Together, tensor by tensor: the compiler makes one loop only of what stands close to each other.
-            rows.append(torch.stack(found) if found else now.weight.new_zeros(0))
+            # Tensor by tensor: the compiler makes one loop only of what stands close to each other.
+            rows.append(found)
             for role in access.writes:
                 if wide[role] is not tensors[role]:
                     tensors[role].copy_(wide[role])
-        return [torch.stack(rows).sum(0), *directions]
+        # Stacked for each tensor, they would be written and allocated one by one.
+        sums = [functools.reduce(operator.add, column) for column in zip(*rows)]
+        return [torch.stack(sums) if sums else now.weight.new_zeros(0), *directions]
 
     options: dict[str, Any] | None = None
     if not first or how.finite_known:
