@@ -117,7 +117,7 @@ class Compiled(Plain):
             if batch.stack is not None:
                 batch.stack.write_all(batch.tensors[0], access.writes)
             found.append(sums)
-        return sum(found[1:], found[0]) if len(found[0]) else found[0]
+        return torch.stack(found).sum(0) if len(found[0]) else found[0]
 
     @cached_property
     def parted(self) -> tuple[Any, list[Tensor]]:
@@ -149,7 +149,7 @@ def batches_of(bucket: Bucket) -> list[Batch]:
         for together in [*(alike[i : i + BATCH] for i in range(0, full, BATCH)), *([one] for one in alike[full:])]:
             places, tensors = zip(*together)
             dtypes = tuple(t.dtype for own in tensors for t in own.values())
-            batches.append(Batch([*tensors], None, places, size, dtypes))
+            batches.append(Batch([*tensors], places=places, size=size, dtypes=dtypes))
     return batches
 
 
