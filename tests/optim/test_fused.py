@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from momo_hf.optim import MomoAdam
+from momo_hf.optim import Momo, MomoAdam
+from momo_hf.optim.kernels.lists import memory
 from momo_hf.optim.tensors.chunks import in_one_order
 from tests.optim.problem import as_on_a_device
 
@@ -91,3 +92,29 @@ def test_what_can_be_read_as_flat_memory():
         [last[:, :2]],
     ):
         assert not in_one_order(apart)
+
+
+@pytest.mark.parametrize("cls", [Momo, MomoAdam])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [*OPTIONS, {"compile": True}])
+def test_defaults_of_tensors_change_nothing(cls, dtype, options):
+    """Others may want their new tensors elsewhere or in another dtype; those of a step are where the parameters are."""
+    ends = []
+    for device, default in (("cpu", torch.float32), ("meta", torch.float64)):
+        params = [nn.Parameter(torch.linspace(-1, 1, 40).to(dtype)), nn.Parameter(torch.ones(4, dtype=dtype))]
+        memory.clear()
+        before = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(default)
+            with torch.device(device):
+                optimizer = cls(params, **{"lr": 0.1, **options})
+                for number in range(5):
+                    for p in params:
+                        p.grad = torch.sin(p.detach() * number)
+                    optimizer.step(loss=5.0 - number / 10)
+        finally:
+            torch.set_default_dtype(before)
+        ends.append([*params, *(value for p in params for value in optimizer.state[p].values())])
+        ends[-1] += [value for value in optimizer.param_groups[0].values() if isinstance(value, torch.Tensor)]
+    for ours, expected in zip(*ends, strict=True):
+        torch.testing.assert_close(ours, expected, equal_nan=True)

@@ -111,7 +111,7 @@ class Fused(Kernels):
 
     def row(self, numbers: list[float]) -> Tensor:
         """What a pass returns."""
-        return torch.tensor(numbers, dtype=self.bucket.dtype)
+        return torch.tensor(numbers, dtype=self.bucket.dtype, device="cpu")
 
     def first_of(self, tensors: ByRole) -> tuple[float, ...]:
         """The first pass over a piece, see `Kind`."""
@@ -168,8 +168,13 @@ class FusedAdam(Fused):
 
     @cached_property
     def count(self) -> Tensor:
-        """k, as the kernel wants it."""
-        return torch.tensor(self.step, dtype=torch.float32)
+        """k, as the kernel takes it."""
+        return self.steps(self.step)
+
+    @staticmethod
+    def steps(number: float) -> Tensor:
+        """A number of steps, likewise."""
+        return torch.tensor(number, dtype=torch.float32, device="cpu")
 
     @cached_property
     def places(self) -> Iterator[list[Tensor]]:
@@ -220,7 +225,7 @@ class FusedAdam(Fused):
             momentum = views(memory.room("unread", size_of(momentum)), momentum)
         # The number of steps after which 1 - ALMOST_1^k is the correction of v.
         beta2 = self.bucket.options["betas"][1]
-        steps = torch.tensor(step * (-math.log(beta2) * 2**53 if beta2 else math.inf), dtype=torch.float32)
+        steps = self.steps(step * (-math.log(beta2) * 2**53 if beta2 else math.inf))
         self.adam(target, tensors[vector], momentum, tensors, factor, (0.0, ALMOST_1), steps, decay)
 
     def adam(

@@ -110,6 +110,6 @@ def widened(tensors: list[Tensor]) -> list[Tensor]:
     """Tensors in float32: copies, where they are not."""
     if all(t.dtype == torch.float32 for t in tensors):
         return tensors
-    wide = views(torch.empty(size_of(tensors)), tensors)
+    wide = views(torch.empty(size_of(tensors), dtype=torch.float32, device="cpu"), tensors)
     torch._foreach_copy_(wide, tensors)
     return wide

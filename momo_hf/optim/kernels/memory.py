@@ -39,5 +39,5 @@ class Memory(threading.local):
         """Room until the next call with this name; with zeros in it, or with what somebody left there."""
         held = self._rooms.get(name)
         if held is None or held.numel() < size:
-            held = self._rooms[name] = torch.zeros(size)
+            held = self._rooms[name] = torch.zeros(size, dtype=torch.float32, device="cpu")
         return held[:size]

@@ -133,7 +133,7 @@ def next_averaged_step(
     numbers, ok = transaction([*new_model, *new_state], [*model, *state], others, inputs_valid)
     kept_model = ModelState(*numbers[: len(model)])
     return (
-        kept_model._replace(skipped=model.skipped + where(ok, 0.0, 1.0)),
+        kept_model._replace(skipped=where(ok, model.skipped, model.skipped + 1)),
         AverageState(*numbers[len(model) :]),
         AveragedStep(where(ok, tau * ratio, 0.0), where(ok, decay, 0.0), where(ok, fraction, 0.0), ok),
     )

@@ -1,8 +1,8 @@
 """The scalar side of the paper's step: the averaged loss, the drift of its model, the lower bound and the step size.
 
-Everything here is arithmetic on scalars and on vectors with one entry per parameter group, be it on tensors or on the host
-(see `arithmetic`): no parameters, no devices, no Python branch on a value. Symbols beside the code (`f̄`, `c`, `ρ`, `τ`, ...) are those of the paper
-(Schaipp et al., ICML 2024, arXiv 2305.07583).
+Everything here is arithmetic on scalars and on vectors with one entry per parameter group, in tensors or in Python's numbers
+(see `arithmetic`): no parameters, no devices, no Python branch on a value. Symbols beside the code (`f̄`, `c`, `ρ`, `τ`, ...)
+are those of the paper (Schaipp et al., ICML 2024, arXiv 2305.07583).
 
 One identity is not in the paper. With `d` the momentum and `γ` the average of `<g_j, x_j>`, the model needs
 `c_k = <d_k, x_k> - γ_k`. The terms `<g_k, x_k>` cancel in it, so that
@@ -195,5 +195,5 @@ def next_step(
     # Everything that is going to be written, and what a comparison or a maximum on the way may have swallowed.
     others = [tau, decay.sum(), fed, dual_norm.sum(), overlap.sum(), slope, sums.grad_norm_sq.sum()]
     numbers, ok = transaction(new, state, others, inputs_valid)
-    kept = ModelState(*numbers)._replace(skipped=state.skipped + where(ok, 0.0, 1.0))
+    kept = ModelState(*numbers)._replace(skipped=where(ok, state.skipped, state.skipped + 1))
     return kept, Step(where(ok, tau * ratio, 0.0), where(ok, decay, 0.0), ok)

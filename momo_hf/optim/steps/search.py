@@ -196,7 +196,7 @@ def next_move(
         },
     )
     state = SearchState(*(where(ok, ours, theirs) for ours, theirs in zip(new, old)))
-    weight = where(loss.isfinite(), 1.0, float(LOST))
+    weight = where(loss.isfinite(), 1.0, full_like(loss, LOST))
     state = state._replace(dropped=where(ok, 0.0, old.dropped + weight))
     reason, cap = verdict(state, ok)
     back = reason > 0
@@ -225,7 +225,7 @@ def verdict(state: SearchState, ok: Tensor) -> tuple[Tensor, Tensor]:
     reason = where(~early & ~strong & risen, HARM, reason)
     reason = where(~early & overshoot, OVERSHOOT, reason)
     # Before the first step nothing was moved, so that nothing can be undone.
-    reason = where(ok, reason, where((state.dropped >= PATIENCE) & (k > 0), NOT_FINITE, 0.0))
+    reason = where(ok, reason, where((state.dropped >= PATIENCE) & (k > 0), NOT_FINITE, 0.0).to(k.dtype))
 
     end = size_of(state.start, k.clamp(min=1))
     turn = size_of(state.start, state.highest_step.clamp(min=1))  # α_S
