@@ -11,6 +11,9 @@ Every repeat runs all optimizers once, so that a drift of the machine's speed me
 medians, the spread (first to third quartile), the ratio to AdamW(fused), the peak of temporary memory in a step, and how
 many operators and kernels in Triton a step calls, and how many bytes the operators read and write, in units of the parameters'
 size; what is compiled is not counted, and what kernels in Triton read and write is in momo_hf/optim/README.md.
+
+With glibc set MALLOC_TRIM_THRESHOLD_=1000000000000 and MALLOC_MMAP_THRESHOLD_=33554432 in the environment: what one optimizer
+frees is otherwise given back to the system in the step of another, which takes 5 ms there, in some processes and not in others.
 """
 
 import csv
