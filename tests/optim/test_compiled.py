@@ -130,6 +130,23 @@ def test_gradients_that_are_not_contiguous_count(odd):
     torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="a gradient has the dtype of its parameter")
+@pytest.mark.parametrize("averaging", [False, True])
+def test_gradients_of_another_dtype_count(averaging):
+    ends = []
+    for compile in (True, False):
+        params = parameters(torch.bfloat16)
+        optimizer = MomoAdam(params, lr=0.1, compile=compile, averaging=averaging)
+        for step in range(4):
+            for p in params:
+                p.grad, p.grad_dtype = None, torch.float32 if step % 2 else torch.bfloat16
+                p.grad = torch.sin(p.detach() + step).to(p.grad_dtype)
+            optimizer.step(loss=300.0)
+        ends.append(params)
+    for ours, expected in zip(*ends):
+        torch.testing.assert_close(ours, expected, rtol=0.01, atol=0.01)
+
+
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("cls", [Momo, MomoAdam])
 def test_autograd_sees_a_step(cls, compile):
