@@ -100,7 +100,8 @@ class Rates:
         search, settings, kept = SEARCH.read(groups), settings_of(groups[0]), self._until
         if kept is None or kept[0] != settings.lb or kept[1].device != like.device or kept[1].dtype != like.dtype:
             self._until = kept = (settings.lb, whole_until(search, settings.lb))
-        until, model, steps = for_formulas(like, kept[1], MODEL.read(groups), search.steps)
+        records = kept[1], MODEL.read(groups), search.steps, settings
+        until, model, steps, settings = for_formulas(like, *records)
         return rates * warmup(steps, model.step + ahead) * fall(until, model, settings)
 
     def _in_force(self, groups: list[Group], like: Tensor) -> Tensor | list[float]:

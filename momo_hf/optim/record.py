@@ -89,8 +89,8 @@ def keep(entries: Iterable[tuple[Group, str]], values: Iterable[Tensor]) -> None
     entries, values = list(entries), list(values)
     held = [group[key] for group, key in entries if key in group]
     if values and not isinstance(values[0], Tensor):
-        for tensor, value in zip(held, values):
-            tensor.fill_(value)
+        for (group, key), value in zip(entries, values):
+            group.setdefault(key, torch.zeros((), dtype=torch.float32, device="cpu")).fill_(value)
         return
     if len(held) == len(values) and all(h.device == v.device and h.dtype == v.dtype for h, v in zip(held, values)):
         torch._foreach_copy_(held, values)

@@ -93,6 +93,45 @@ def test_what_float32_cannot_hold_is_dropped():
     assert optimizer.param_groups[0]["drift"] < -3e38
 
 
+def test_movements_that_float32_cannot_hold_do_not_end_the_training():
+    p = nn.Parameter(torch.full((4,), -6e20))
+    optimizer, skipped = Momo([p], lr=1e-20), []
+    for moved, grad, loss in ((0, 1e17, 1.0), (6e20, 1e17, math.nan), (6e20, 1e17, math.nan), (0, 1.0, 1.0)):
+        with torch.no_grad():
+            p.add_(moved)
+        p.grad = torch.full((4,), grad)
+        optimizer.step(loss=loss)
+        skipped.append(float(optimizer.param_groups[0]["skipped"]))
+    assert skipped == [0, 1, 2, 2] and optimizer.param_groups[0]["drift"].isfinite()
+
+
+@pytest.mark.parametrize("averaging", [False, True])
+def test_float64_holds_more(averaging):
+    for grad, loss in ((1e20, 1.0), (1.0, 1e40)):
+        p = nn.Parameter(torch.ones(4, dtype=torch.float64))
+        optimizer = Momo([p], lr=1e-2, averaging=averaging)
+        for _ in range(3):
+            p.grad = torch.full_like(p, grad)
+            optimizer.step(loss=loss)
+        assert optimizer.param_groups[0]["step"] == 3 and optimizer.param_groups[0]["skipped"] == 0
+
+
+@pytest.mark.parametrize("averaging", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"lb": torch.tensor(0.1, dtype=torch.float64)}, {"betas": (torch.tensor(0.9), 0.999)}]
+)
+def test_options_in_tensors_are_numbers(averaging, options):
+    ends = []
+    for given_as in (options, {"lb": 0.1} if "lb" in options else {"betas": (0.9, 0.999)}):
+        p = nn.Parameter(torch.ones(4))
+        optimizer = MomoAdam([p], lr=1e-2, averaging=averaging, **given_as)
+        for _ in range(3):
+            p.grad = 0.1 * torch.ones(4)
+            optimizer.step(loss=1.0)
+        ends.append((p.detach(), *(optimizer.param_groups[0][name] for name in ("loss_avg", "effective_lr", "fstar"))))
+    torch.testing.assert_close(*ends)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_numbers_of_a_group_stay_in_their_tensors(dtype):
     p = nn.Parameter(torch.ones(3, dtype=dtype))

@@ -118,3 +118,22 @@ def test_defaults_of_tensors_change_nothing(cls, dtype, options):
         ends[-1] += [value for value in optimizer.param_groups[0].values() if isinstance(value, torch.Tensor)]
     for ours, expected in zip(*ends, strict=True):
         torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("cls", [Momo, MomoAdam])
+@pytest.mark.parametrize("lr", [1e-6, 1e-8, 3e-10])
+def test_a_step_that_is_far_longer_than_all_before_counts(cls, lr, monkeypatch):
+    """Then nearly nothing of z - y is left, and what is 1 to rounding may not be taken from 1."""
+    ends = []
+    for plain in (False, True):
+        if plain:
+            as_on_a_device(monkeypatch)
+        p = nn.Parameter(torch.zeros(4))
+        optimizer = cls([p], lr=lr, averaging=True)
+        for k, rate in enumerate((lr, 1e-2, 1e-2)):
+            optimizer.param_groups[0]["lr"] = rate
+            p.grad = torch.full((4,), 1.0 + k)
+            optimizer.step(loss=10.0)
+        ends += [p.detach()]
+    assert ends[0][0] < -1e-2
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=0)

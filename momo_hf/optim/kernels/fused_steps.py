@@ -9,6 +9,10 @@ from momo_hf.optim.kernels.lists import ByRole, inner, memory, size_of, views
 from momo_hf.optim.steps.modelled import as_stored
 
 
+# Below this, of the digits of x too few are left in 1 - (1 + x).
+CANCELS = 1e-9
+
+
 class FusedModelled(Fused):
     """The step of `Modelled`."""
 
@@ -51,7 +55,7 @@ class FusedAveraged(Fused):
         to_x, reach, decay, to_y, kept, ok = numbers
         ahead, y, pull = tensors["ahead"], tensors["y"], self.how.interpolation * decay
         u = self.kept(tensors)
-        if ok and u is not None and kept and not self.how.decays:
+        if ok and u is not None and kept * reach > CANCELS and not self.how.decays:
             # As below, in other words: z - y <- kept (z - y) - kept reach u, and y from what it is then.
             sgd(y, u, ahead, lr=-(to_x + to_y) / kept, momentum=kept, dampening=1 + kept * reach)
             sgd(y, u, [], lr=-to_x * reach)

@@ -17,10 +17,9 @@ from momo_hf.optim.steps.search import Move, SearchState
 
 def begin(before: Tensor, given: Given, norm: Tensor | None, settings: Settings) -> Beginning:
     """Begin step k after the count `before`; for `norm` see `model.acceptable`."""
-    beta, bias_correction = settings.beta, settings.bias_correction
     if not in_one_launch(before):
-        before, given, norm = for_formulas(before, before, given, norm)
-        weight = model.average_weight(before + 1, beta, bias_correction)
+        before, given, norm, settings = for_formulas(before, before, given, norm, settings)
+        weight = model.average_weight(before + 1, settings.beta, settings.bias_correction)
         return Beginning(before + 1, weight, model.acceptable(given, norm))
     from momo_hf.optim.kernels import triton_model
 
@@ -35,8 +34,8 @@ def begin(before: Tensor, given: Given, norm: Tensor | None, settings: Settings)
         len(given.lr),
         clipped=given.clip_factor is not None,
         normed=norm is not None,
-        beta=beta,
-        bias_correction=bias_correction,
+        beta=settings.beta,
+        bias_correction=settings.bias_correction,
         block=block_of(len(given.lr)),
     )
     return Beginning(step, weight, inputs_valid)
@@ -47,7 +46,8 @@ def next_step(
 ) -> tuple[ModelState, Step]:
     """`model.next_step`, with its arguments and results."""
     if not in_one_launch(state.step):
-        state, given, sums, strayed, inputs_valid = for_formulas(state.step, state, given, sums, strayed, inputs_valid)
+        records = state, given, sums, strayed, inputs_valid, settings
+        state, given, sums, strayed, inputs_valid, settings = for_formulas(state.step, *records)
         return model.next_step(state, given, sums, strayed, inputs_valid, settings)
     from momo_hf.optim.kernels import triton_model
 
@@ -70,9 +70,8 @@ def next_averaged_step(
 ) -> tuple[ModelState, AverageState, AveragedStep]:
     """`averaged_model.next_averaged_step`, with its arguments and results."""
     if not in_one_launch(model_state.step):
-        model_state, state, given, sums, inputs_valid = for_formulas(
-            model_state.step, model_state, state, given, sums, inputs_valid
-        )
+        records = model_state, state, given, sums, inputs_valid, settings
+        model_state, state, given, sums, inputs_valid, settings = for_formulas(model_state.step, *records)
         return averaged_model.next_averaged_step(
             model_state, state, given, sums, inputs_valid, settings, power=power, polyak=polyak
         )

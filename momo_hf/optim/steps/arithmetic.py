@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-# The largest number in float32, in which the host keeps what it has computed.
+# The largest number in float32, in which what was computed here is kept.
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -69,8 +69,8 @@ def for_formulas(like: Tensor, *records: Any) -> tuple[Any, ...]:
 
 
 def on_host(like: Tensor) -> bool:
-    """Whether a number stands where reading costs nothing."""
-    return type(like) is Tensor and like.is_cpu
+    """Whether a number stands where reading costs nothing, and is no larger than float32 holds."""
+    return type(like) is Tensor and like.is_cpu and like.dtype == torch.float32
 
 
 def _read(record: Any) -> Any:
@@ -98,7 +98,7 @@ def where(condition: Tensor, yes: Tensor | float, no: Tensor | float) -> Tensor:
     return yes if condition else no
 
 
-def divided(x: Tensor, y: Tensor) -> Tensor:
+def divided(x: Tensor, y: Tensor | float) -> Tensor:
     """x / y, which may be 0."""
     return x / y if isinstance(y, Tensor) or y else x * math.inf
 
@@ -110,6 +110,11 @@ def quotient(x: Tensor, y: Tensor, otherwise: float) -> Tensor:
 
 def lerp(start: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
     return start.lerp(end, weight) if isinstance(start, Tensor) else start + weight * (end - start)
+
+
+def plus(x: Tensor, y: Tensor) -> Tensor:
+    """x + y; of Python's numbers no more than can be kept."""
+    return x + y if isinstance(x, Tensor) else min(max(x + y, -LARGEST), LARGEST)
 
 
 def expm1(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from momo_hf.optim.kernels import scalars
 from momo_hf.optim.method import Method
 from momo_hf.optim.record import Group, Record, params_of
-from momo_hf.optim.steps.arithmetic import full_like, like, maximum, where
+from momo_hf.optim.steps.arithmetic import divided, full_like, like, maximum, where
 from momo_hf.optim.steps.averaged_model import AveragedStep, AveragedSums, AverageState
 from momo_hf.optim.steps.elementwise import bounded, buffers_of, corrected, inner_product, lerp, take_in, zero_unless
 from momo_hf.optim.steps.given import Beginning, Given, settings_of
@@ -229,7 +229,7 @@ def averages_of(method: Method) -> tuple[str, ...]:
 
 def own_weight(step: Tensor, power: int) -> Tensor:
     """k^r / Σ k^r, 0-dim, for an r of 1 or 3: the sum of cubes is the square of the sum."""
-    return step**power / (step * (step + 1) / 2) ** ((power + 1) // 2)
+    return divided(step**power, (step * (step + 1) / 2) ** ((power + 1) // 2))
 
 
 def form_of(methods: Mapping[str, Method]) -> Form:

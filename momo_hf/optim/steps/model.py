@@ -28,6 +28,7 @@ from torch import Tensor
 
 from momo_hf.optim.steps.arithmetic import (
     all_finite,
+    divided,
     expm1,
     full_like,
     largest,
@@ -35,6 +36,7 @@ from momo_hf.optim.steps.arithmetic import (
     maximum,
     minimum,
     or_else,
+    plus,
     quotient,
     transaction,
     where,
@@ -125,7 +127,7 @@ def acceptable(given: Given, norm: Tensor | None = None) -> Tensor:
 
 def with_drift(state: ModelState, moved: Tensor | None) -> ModelState:
     """The state with <d, what the parameters did> added, unless that is None or not finite, so that nothing is known."""
-    return state if moved is None else state._replace(drift=state.drift + or_else(moved, 0.0))
+    return state if moved is None else state._replace(drift=plus(state.drift, or_else(moved, 0.0)))
 
 
 def next_step(
@@ -161,7 +163,7 @@ def next_step(
     loss_avg = lerp(state.loss_avg, fed, weight)  # f̄_k
     drift = (1.0 - weight) * state.drift  # c_k
     dual_norm, overlap = sums.dual_norm_sq / rho, sums.overlap / rho  # n_g, s_g, of d̂
-    height = (loss_avg + drift) / rho  # f̂ + ĉ
+    height = divided(loss_avg + drift, rho)  # f̂ + ĉ
 
     shrunk = (overlap * decay / (1 + decay)).sum()
     value = height - shrunk  # A
