@@ -90,7 +90,9 @@ def keep(entries: Iterable[tuple[Group, str]], values: Iterable[Tensor]) -> None
     held = [group[key] for group, key in entries if key in group]
     if values and not isinstance(values[0], Tensor):
         for (group, key), value in zip(entries, values):
-            group.setdefault(key, torch.zeros((), dtype=torch.float32, device="cpu")).fill_(value)
+            if key not in group:
+                group[key] = torch.zeros((), dtype=torch.float32, device="cpu")
+            group[key].fill_(value)
         return
     if len(held) == len(values) and all(h.device == v.device and h.dtype == v.dtype for h, v in zip(held, values)):
         torch._foreach_copy_(held, values)
