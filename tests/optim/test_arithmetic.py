@@ -30,6 +30,9 @@ def check(found, expected):
 @given(x=NUMBERS, y=NUMBERS, bound=BOUNDS, weight=st.floats(0, 0.49))
 def test_scalars(x, y, bound, weight):
     check(arithmetic.lerp(x, y, weight), arithmetic.lerp(double(x), double(y), double(weight)))
+    if math.isfinite(x) and math.isfinite(y):  # as float32 adds
+        x32, y32 = torch.tensor(x), torch.tensor(y)
+        assert arithmetic.plus(x32.item(), y32.item()) == (x32 + y32).item()
     check(arithmetic.expm1(-abs(x)), torch.expm1(-double(x).abs()))
     check(arithmetic.root(x), double(x).sqrt())
     check(arithmetic.minimum(x, bound), torch.minimum(double(x), double(bound)))

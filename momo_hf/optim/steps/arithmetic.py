@@ -8,6 +8,7 @@ tensor takes as long as dozens on Python's numbers; there the formulas get float
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from ctypes import c_float
 from itertools import repeat
 from typing import Any
 
@@ -113,8 +114,8 @@ def lerp(start: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
 
 
 def plus(x: Tensor, y: Tensor) -> Tensor:
-    """x + y; of Python's numbers no more than can be kept."""
-    return x + y if isinstance(x, Tensor) else min(max(x + y, -LARGEST), LARGEST)
+    """x + y, rounded as it is kept, and no more than can be kept."""
+    return x + y if isinstance(x, Tensor) else c_float(min(max(x + y, -LARGEST), LARGEST)).value
 
 
 def expm1(x: Tensor) -> Tensor:
