@@ -62,7 +62,7 @@ def layout_of(tensor: Tensor, shard_group: dist.ProcessGroup | None = None) -> L
 
 
 def layouts_of(tensors: list[Tensor], shard_group: dist.ProcessGroup | None = None) -> list[Layout | None]:
-    """`layout_of` of many parameters, without a call for each plain one."""
+    """`layout_of` of many parameters, without a call for each where all are plain."""
     if shard_group is None and not has_dtensors(tensors):
         return [None] * len(tensors)
     return [layout_of(t, shard_group) for t in tensors]
