@@ -8,6 +8,7 @@ from torch import nn
 from torch._inductor.utils import run_and_get_code
 
 from momo_hf.optim import Momo, MomoAdam
+from momo_hf.optim.kernels.compiled import LONG, ROW
 from tests.optim.problem import compile_from
 
 
@@ -66,6 +67,24 @@ def test_compiled_steps_equal_eager_ones_compile_once_and_can_be_skipped(cls, op
     optimizer.step(loss=1.0)
     assert optimizer.param_groups[0]["skipped"] == 1
     assert all(torch.equal(x, y) for x, y in zip(before, everything))
+
+
+@pytest.mark.parametrize("bad", [None, float("nan")])
+def test_long_rows_and_short_ones_of_one_number_keep_apart(bad):
+    shapes = [*(4 * [(8, ROW)]), *(8 * [(64, LONG // 8)]), *(4 * [(8, ROW)])]  # 8 rows all, a full batch of them long
+    ends = []
+    for compile in (False, True):
+        params = parameters(torch.float64, shapes)
+        optimizer = MomoAdam(params, lr=1.0, compile=compile, averaging=True, weight_decay=0.1)
+        for step in range(3):
+            for p in params:
+                p.grad = torch.sin(p.detach() + step)
+            if step == 2 and bad is not None:
+                params[5].grad[3, 3] = bad
+            optimizer.step(loss=300.0 + step)
+        assert optimizer.param_groups[0]["skipped"] == (bad is not None)
+        ends.append((params, optimizer))
+    assert_same(*ends, 1e-10)
 
 
 @pytest.mark.parametrize("averaging", [False, True])
@@ -176,7 +195,7 @@ def test_autograd_sees_a_step(cls, compile):
     ],
 )
 def test_what_the_generated_code_reads_and_writes(cls, known, options, first, second, monkeypatch):
-    params = parameters(torch.float32, [(1 << 10,)])
+    params = parameters(torch.float32, [(4 * LONG,)])
     params[0].grad = torch.ones_like(params[0])
     optimizer = cls(params, compile=True, **options)
     if known:
@@ -190,7 +209,12 @@ def test_what_the_generated_code_reads_and_writes(cls, known, options, first, se
         torch._functorch.config.patch(enable_autograd_cache=False),
     ):
         _, codes = run_and_get_code(step)
-    # Vectors of whole width, in the loops over a tensor; the rest of a tensor has lines of its own.
-    loads = re.compile(r"loadu\(\w+ \+ static_cast<int64_t>\(x0\), static_cast<int64_t>\(\d+\)\)")
-    stores = re.compile(r"\.store\(\w+ \+ static_cast<int64_t>\(x0\)\)")
-    assert [(len(loads.findall(code)), len(stores.findall(code))) for code in codes] == [first, second]
+    # Vectors of whole width, in the loops over a tensor; the rest of a tensor, and sums of rows, have lines of their own.
+    in_rows, found = f"x1 + {LONG}L*x0", []
+    assert (in_rows in codes[0]) == (known and "averaging" in options)
+    for code in codes:
+        place = re.escape(in_rows if in_rows in code else "x0")
+        loads = re.findall(rf"loadu\(\w+ \+ static_cast<int64_t>\({place}\), static_cast<int64_t>\(\d+\)\)", code)
+        stores = re.findall(rf"\.store\(\w+ \+ static_cast<int64_t>\({place}\)\)", code)
+        found.append((len(loads), len(stores)))
+    assert found == [first, second]

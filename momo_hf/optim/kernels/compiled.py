@@ -12,6 +12,7 @@ from torch import Tensor
 from momo_hf.optim.kernels.direct import Direct
 from momo_hf.optim.kernels.plain import Plain
 from momo_hf.optim.method import Method
+from momo_hf.optim.steps.averaged import Averaged
 from momo_hf.optim.steps.kind import Access, How, Kind, Now, Tensors
 from momo_hf.optim.tensors import chunks
 from momo_hf.optim.tensors.buckets import Bucket
@@ -25,6 +26,9 @@ BATCH = 8
 WORTH = 1 << 18
 # Elements of a row. A loop over whole rows has no remainder, in numbers of elements that the compiler does not know.
 ROW = 16
+# Elements of a long one. Over more than 4,096 numbers in float32 the compiler sums by a cascade that it keeps in memory, which
+# takes a tenth of the loop; sums over such rows, and then over these, need none.
+LONG = 1 << 10
 
 
 class Batch(NamedTuple):
@@ -35,6 +39,7 @@ class Batch(NamedTuple):
         stack: the piece that a stack was read from.
         places: those of single tensors in the bucket.
         size: the number of rows.
+        long: whether these are long ones.
         dtypes: of all tensors.
     """
 
@@ -42,6 +47,7 @@ class Batch(NamedTuple):
     stack: Piece | None = None
     places: tuple[int, ...] = ()
     size: int | None = None
+    long: bool = False
     dtypes: tuple[torch.dtype, ...] = ()
 
 
@@ -80,8 +86,10 @@ class Compiled(Plain):
         """The tensors of every call."""
         if self.method.whole:
             return [Batch([piece.read_all(piece.roles)], piece) for piece in self.pieces]
-        grads, batches = [as_rows(grad) for grad in self.bucket.roles["grad"]], []
-        for batch in self.bucket.made(batches_of):
+        # The paper's step is as fast with long rows as without, and the ramp, with sums of its own, slower.
+        long = self.kind is Averaged and self.how.finite_known and self.bucket.device.type == "cpu"
+        grads, batches = [as_rows(grad, long) for grad in self.bucket.roles["grad"]], []
+        for batch in self.bucket.made(batches_in_long_rows if long else batches_in_rows):
             own = [grads[place] for place in batch.places]
             tensors = [{**roles, "grad": grad} for roles, grad in zip(batch.tensors, own)]
             batches.append(batch._replace(tensors=tensors, dtypes=(*batch.dtypes, *(grad.dtype for grad in own))))
@@ -104,14 +112,14 @@ class Compiled(Plain):
         roles = [role for role in dict.fromkeys((*access.reads, *access.writes, "direction")) if role in there]
         # Stacks have several sizes, and a direction may be one of the arguments.
         plain = self.bucket.device.type == "cpu" and not self.method.whole and not self.method.costly
-        counts = {len(batch.tensors) for batch in self.batches}
-        functions = {count: compiled(self.kind, self.method, self.how, count, first) for count in counts}
+        sorts = {(len(batch.tensors), batch.long) for batch in self.batches}
+        functions = {sort: compiled(self.kind, self.method, self.how, *sort, first) for sort in sorts}
         found = []
         for batch in self.batches:
             tensors = [own[role] for own in batch.tensors for role in roles] + scalars
             given = functools.partial(arguments, batch, roles, self.now, numbers)
             key, size = (constants, batch.dtypes), batch.size if plain else None
-            sums, *directions = functions[len(batch.tensors)](key, size, tensors, given)
+            sums, *directions = functions[len(batch.tensors), batch.long](key, size, tensors, given)
             for own, direction in zip(batch.tensors, directions):
                 own["direction"] = direction
             if batch.stack is not None:
@@ -137,20 +145,24 @@ class CompiledRest(Compiled):
         return chunks.PACKED
 
 
-def batches_of(bucket: Bucket) -> list[Batch]:
+def batches_of(bucket: Bucket, long: bool) -> list[Batch]:
     """What shares a call, because that costs tens of microseconds: tensors of one size, as layers have them, without gradients."""
-    roles = {role: map(as_rows, tensors) for role, tensors in bucket.roles.items() if role != "grad"}
-    by_size: dict[int, list[tuple[int, Tensors]]] = {}
+    roles = {role: [as_rows(t, long) for t in tensors] for role, tensors in bucket.roles.items() if role != "grad"}
+    by_shape: dict[torch.Size, list[tuple[int, Tensors]]] = {}
     for i, row in enumerate(zip(*roles.values())):
-        by_size.setdefault(len(row[0]), []).append((i, dict(zip(roles, row))))
+        by_shape.setdefault(row[0].shape, []).append((i, dict(zip(roles, row))))
     batches = []
-    for size, alike in by_size.items():
+    for (size, *_, length), alike in by_shape.items():
         full = len(alike) - len(alike) % BATCH
         for together in [*(alike[i : i + BATCH] for i in range(0, full, BATCH)), *([one] for one in alike[full:])]:
             places, tensors = zip(*together)
             dtypes = tuple(t.dtype for own in tensors for t in own.values())
-            batches.append(Batch([*tensors], places=places, size=size, dtypes=dtypes))
+            batches.append(Batch([*tensors], places=places, size=size, long=length == LONG, dtypes=dtypes))
     return batches
+
+
+batches_in_rows = functools.partial(batches_of, long=False)
+batches_in_long_rows = functools.partial(batches_of, long=True)
 
 
 def arguments(batch: Batch, roles: list[str], now: Now, numbers: tuple[Tensor, ...]) -> tuple[Any, ...]:
@@ -158,11 +170,13 @@ def arguments(batch: Batch, roles: list[str], now: Now, numbers: tuple[Tensor, .
     return [{role: own[role] for role in roles} for own in batch.tensors], now, numbers
 
 
-def as_rows(tensor: Tensor) -> Tensor:
-    """The tensor as the compiler sees it, a copy where it is not contiguous. `data` drops the note which one it is a view of;
-    the compiler would compile anew for each kind of view.
+def as_rows(tensor: Tensor, long: bool) -> Tensor:
+    """The tensor as the compiler sees it, in long rows if it is to and can be: then with two dimensions, and otherwise with three. A
+    copy where it is not contiguous. `data` drops the note which one it is a view of; the compiler would compile anew for each
+    kind of view.
     """
-    return tensor.contiguous().view(-1, ROW).data
+    shape = (-1, LONG) if long and tensor.numel() % LONG == 0 else (-1, 1, ROW)
+    return tensor.contiguous().view(shape).data
 
 
 def in_calls(numel: int, count: int, worth: int) -> int:
@@ -173,7 +187,7 @@ def in_calls(numel: int, count: int, worth: int) -> int:
 
 
 @functools.cache
-def compiled(kind: type[Kind], method: Method, how: How, count: int, first: bool) -> Direct:
+def compiled(kind: type[Kind], method: Method, how: How, count: int, long: bool, first: bool) -> Direct:
     """A pass over `count` tensors of one size, whichever it is; compiled once for each kind, method and way to do it."""
     access = kind.first_access(method, how) if first else kind.second_access(method, how)
 
@@ -181,9 +195,14 @@ def compiled(kind: type[Kind], method: Method, how: How, count: int, first: bool
         rows, directions = [], []
         for tensors in batch:
             # To the compiler the elements of a row are a constant from here on; the number of rows is not.
-            assert method.whole or all(t.size(1) == ROW for t in tensors.values())
+            assert method.whole or all(t.size(-1) == (LONG if long else ROW) for t in tensors.values())
             # In the dtype to compute in: they are taken whole and converted in the loop, without a copy.
             wide = {role: tensors[role].to(now.weight.dtype) for role in access.reads}
+            if first and long:
+                # Always true, which the compiler does not see: it would write in a loop over all elements, and sum over
+                # rows in another one.
+                there = torch.arange(len(tensors["grad"]))[:, None] >= 0
+                wide |= {role: wide[role].where(there, 0.0) for role in access.writes}
             if first:
                 found = kind.first(method, wide, now, how)
                 directions += [wide["direction"]] if method.costly else []

@@ -8,8 +8,11 @@ from momo_hf.optim.steps.kind import Now, Tensors
 
 
 def inner_product(x: Tensor, y: Tensor) -> Tensor:
+    if not torch.compiler.is_compiling():
+        return torch.dot(x.flatten(), y.flatten())
     # The compiler fuses the sum into the loop that makes x and y, but would call a library for dot.
-    return (x * y).sum() if torch.compiler.is_compiling() else torch.dot(x.flatten(), y.flatten())
+    product = x * y
+    return product.sum(1).sum() if product.dim() == 2 else product.sum()
 
 
 def lerp(start: Tensor, end: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
