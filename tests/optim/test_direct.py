@@ -45,6 +45,14 @@ def test_later_calls_are_not_checked_whatever_the_size(scaled):
     assert scaled.checks == 1
 
 
+def test_one_row_has_code_of_its_own(scaled):
+    for count in (1, 3, 1, 5, 1):
+        x, weight = rows(count), torch.tensor(1.5)
+        (found,) = scaled("twice", count, [x, weight], given(x, weight, 2.0))
+        torch.testing.assert_close(x, 3.0 * rows(count))
+        torch.testing.assert_close(found, x.sum())
+
+
 def test_other_constants_have_code_of_their_own(scaled):
     for factor in (2.0, 3.0, 2.0, 3.0):
         x, weight = rows(3), torch.tensor(1.0)

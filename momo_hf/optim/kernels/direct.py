@@ -47,6 +47,8 @@ class Direct:
             arguments: makes those of the function.
         """
         where = key, torch.get_num_threads()
+        if size is not None and size < 2:
+            size = None  # to the compiler 1 is a constant
         if size is not None and where in self._known:
             code, places = self._known[where]
             return code(*[size if place is None else tensors[place] for place in places])
