@@ -10,7 +10,8 @@ from momo_hf.optim.steps.kind import Now, Tensors
 def inner_product(x: Tensor, y: Tensor) -> Tensor:
     if not torch.compiler.is_compiling():
         return torch.dot(x.flatten(), y.flatten())
-    # The compiler fuses the sum into the loop that makes x and y, but would call a library for dot.
+    # The compiler fuses the sum into the loop that makes x and y, but would call a library for dot. Two dimensions are long
+    # rows, see `kernels.compiled`.
     product = x * y
     return product.sum(1).sum() if product.dim() == 2 else product.sum()
 
